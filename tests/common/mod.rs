@@ -1,0 +1,6 @@
+//! What the tests build their rigs from. Each test file takes what it needs, so no file uses all of it.
+// No other crate sees this one, so every `pub` in it would be called unreachable.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod echo;
+pub mod mirror;
