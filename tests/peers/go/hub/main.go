@@ -1,0 +1,171 @@
+// Hub waits for one agent and calls its Echo service with grpc-go, over SSH channels it opens back to the agent.
+//
+// It prints "host-key KEY" and "listening ADDRESS", then "agent ID" when one has authenticated, then one line for each
+// check: "ok NAME" or "FAIL NAME: why". It exits with 0 when all were ok.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"dialback.test/peers/echo"
+	"dialback.test/peers/tunnel"
+)
+
+func main() {
+	listen := flag.String("listen", "127.0.0.1:0", "the `address` to listen on")
+	authorized := flag.String("authorized-key", "", "the agent's public `key`, as an OpenSSH line")
+	mode := flag.String("mode", "private", "how channels are opened: `private` (type grpc-tunnel, at once) or "+
+		"streamlocal (as sshd does, when the agent has asked for it)")
+	names := flag.String("checks", strings.Join(checkNames(), ","), "the `checks` to run, in this order")
+	patience := flag.Duration("timeout", time.Minute, "for everything")
+	flag.Parse()
+	log.SetFlags(0)
+	time.AfterFunc(*patience, func() { log.Fatalf("not done after %v", *patience) })
+
+	if err := run(*listen, *authorized, *mode, strings.Split(*names, ",")); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(address, authorized, mode string, names []string) error {
+	config, err := serverConfig(authorized)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening", listener.Addr())
+
+	tcp, err := listener.Accept()
+	if err != nil {
+		return err
+	}
+	conn, channels, requests, err := ssh.NewServerConn(tcp, config)
+	if err != nil {
+		return fmt.Errorf("no agent: %w", err)
+	}
+	defer conn.Close()
+	fmt.Println("agent", conn.User())
+
+	go reject(channels)
+	dial := func() (ssh.Channel, <-chan *ssh.Request, error) { return conn.OpenChannel(tunnel.Private, nil) }
+	switch mode {
+	case "private":
+		// Keepalives are answered here: with a failure, which is an answer.
+		go ssh.DiscardRequests(requests)
+	case "streamlocal":
+		if err := awaitForward(requests); err != nil {
+			return err
+		}
+		payload := ssh.Marshal(tunnel.ForwardedPayload{Path: tunnel.Path})
+		dial = func() (ssh.Channel, <-chan *ssh.Request, error) { return conn.OpenChannel(tunnel.Forwarded, payload) }
+	default:
+		return fmt.Errorf("no mode is called %q", mode)
+	}
+
+	client, err := grpc.NewClient("passthrough:///"+conn.User(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(echo.MaxMessage)),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			channel, requests, err := dial()
+			if err != nil {
+				return nil, err
+			}
+			return tunnel.NewConn(channel, requests, conn), nil
+		}))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return runChecks(echo.Client{Conn: client}, names)
+}
+
+func serverConfig(authorized string) (*ssh.ServerConfig, error) {
+	agentKey, _, _, _, err := ssh.ParseAuthorizedKey([]byte(authorized))
+	if err != nil {
+		return nil, fmt.Errorf("-authorized-key: %w", err)
+	}
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	hostKey, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("host-key %s", ssh.MarshalAuthorizedKey(hostKey.PublicKey()))
+
+	config := &ssh.ServerConfig{
+		PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			if !bytes.Equal(key.Marshal(), agentKey.Marshal()) {
+				return nil, errors.New("the key is not the authorized one")
+			}
+			return nil, nil
+		},
+	}
+	config.AddHostKey(hostKey)
+	return config, nil
+}
+
+func reject(channels <-chan ssh.NewChannel) {
+	for channel := range channels {
+		channel.Reject(ssh.Prohibited, "this hub serves nothing")
+	}
+}
+
+// awaitForward returns when the agent may be dialled back; requests are answered for ever.
+func awaitForward(requests <-chan *ssh.Request) error {
+	for request := range requests {
+		var payload tunnel.ForwardPayload
+		if request.Type != tunnel.Forward || ssh.Unmarshal(request.Payload, &payload) != nil || payload.Path != tunnel.Path {
+			request.Reply(false, nil)
+			continue
+		}
+		if err := request.Reply(true, nil); err != nil {
+			return err
+		}
+		go ssh.DiscardRequests(requests)
+		return nil
+	}
+	return errors.New("the agent left before it asked to be dialled back")
+}
+
+func runChecks(client echo.Client, names []string) error {
+	failed := 0
+	for _, name := range names {
+		index := slices.IndexFunc(checks, func(c check) bool { return c.name == name })
+		if index < 0 {
+			return fmt.Errorf("no check is called %q", name)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		err := checks[index].run(ctx, client)
+		cancel()
+		if err != nil {
+			failed++
+			fmt.Printf("FAIL %s: %s\n", name, strings.ReplaceAll(err.Error(), "\n", "; "))
+			continue
+		}
+		fmt.Println("ok", name)
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d checks failed", failed, len(names))
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+// Laptop is an agent in Go: it dials a hub, authenticates, asks to be dialled back at /grpc-tunnel, and serves Echo there
+// with grpc-go.
+//
+// It prints "ready" when the hub may call, "cancelled METHOD" for each call whose caller left, and "closed: WHY" at its end.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"google.golang.org/grpc"
+
+	"dialback.test/peers/echo"
+	"dialback.test/peers/tunnel"
+)
+
+func main() {
+	hub := flag.String("hub", "127.0.0.1:2222", "the hub's `address`")
+	id := flag.String("id", "laptop-1", "the agent `id`")
+	key := flag.String("key", "", "the `file` of the agent's private key, in OpenSSH format")
+	hostKey := flag.String("host-key", "", "the hub's host `key`: an OpenSSH public key line, or its SHA256:… fingerprint")
+	flag.Parse()
+	log.SetFlags(0)
+
+	connection, err := dial(*hub, *id, *key, *hostKey)
+	if err != nil {
+		log.Fatalf("cannot connect to %s: %v", *hub, err)
+	}
+	if err := serve(connection); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("closed:", connection.Wait())
+}
+
+type connection struct {
+	ssh.Conn
+	channels <-chan ssh.NewChannel
+}
+
+func dial(hub, id, keyFile, hostKey string) (connection, error) {
+	pem, err := os.ReadFile(keyFile)
+	if err != nil {
+		return connection{}, err
+	}
+	signer, err := ssh.ParsePrivateKey(pem)
+	if err != nil {
+		return connection{}, err
+	}
+	tcp, err := net.DialTimeout("tcp", hub, 10*time.Second)
+	if err != nil {
+		return connection{}, err
+	}
+	conn, channels, requests, err := ssh.NewClientConn(tcp, hub, &ssh.ClientConfig{
+		User:            id,
+		Auth:            []ssh.AuthMethod{ssh.PublicKeys(signer)},
+		HostKeyCallback: pinned(hostKey),
+		Timeout:         10 * time.Second,
+	})
+	if err != nil {
+		return connection{}, err
+	}
+	// Keepalives are answered here: with a failure, which is an answer.
+	go ssh.DiscardRequests(requests)
+	return connection{conn, channels}, nil
+}
+
+// pinned accepts one host key: as a line, or as a fingerprint.
+func pinned(want string) ssh.HostKeyCallback {
+	return func(_ string, _ net.Addr, key ssh.PublicKey) error {
+		if want == ssh.FingerprintSHA256(key) {
+			return nil
+		}
+		line, _, _, _, err := ssh.ParseAuthorizedKey([]byte(want))
+		if err == nil && bytes.Equal(line.Marshal(), key.Marshal()) {
+			return nil
+		}
+		return fmt.Errorf("the host key %s is not the one expected", ssh.FingerprintSHA256(key))
+	}
+}
+
+// serve returns when the connection ends.
+func serve(conn connection) error {
+	listener := tunnel.Listen(conn, conn.channels)
+	ok, _, err := conn.SendRequest(tunnel.Forward, true, ssh.Marshal(tunnel.ForwardPayload{Path: tunnel.Path}))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("the hub refused to forward " + tunnel.Path)
+	}
+	fmt.Println("ready")
+
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(echo.MaxMessage))
+	service := echo.Server{Cancelled: func(method string) { fmt.Println("cancelled", method) }}
+	service.Register(server)
+	// It fails when the SSH connection ends, and only then: why is told by the connection.
+	_ = server.Serve(listener)
+	server.Stop()
+	return nil
+}
