@@ -4,4 +4,6 @@
 
 pub mod echo;
 pub mod mirror;
+pub mod netns;
+pub mod peers;
 pub mod proxy;
