@@ -8,6 +8,7 @@
 
 use std::{
     io::Write,
+    path::PathBuf,
     process::{Command, Stdio, id},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -61,7 +62,7 @@ impl Namespace {
 
     /// A command that will run inside. The process it starts is the program itself, so that it can be killed.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(find_program("ip").unwrap_or_else(|| "ip".into()));
+        let mut command = Command::new(ip_program());
         command.args(["netns", "exec", &self.name]).arg(program);
         command
     }
@@ -81,8 +82,8 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         // Also while a test panics: nothing here may panic, and there is nobody to tell.
-        let kill = format!("kill -9 $(ip netns pids {}) 2>/dev/null", self.name);
-        let _ = Command::new("sh").args(["-c", &kill]).status();
+        let kill = "kill -9 $(\"$0\" netns pids \"$1\") 2>/dev/null";
+        let _ = Command::new("sh").args(["-c", kill]).arg(ip_program()).arg(&self.name).status();
         let _ = ip(&["netns", "del", &self.name]);
     }
 }
@@ -154,8 +155,12 @@ impl Nat {
     }
 }
 
+fn ip_program() -> PathBuf {
+    find_program("ip").unwrap_or_else(|| "ip".into())
+}
+
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    run(Command::new(find_program("ip").unwrap_or_else(|| "ip".into())).args(arguments), "")
+    run(Command::new(ip_program()).args(arguments), "")
 }
 
 /// Runs a short command to its end.
