@@ -7,3 +7,4 @@ pub mod mirror;
 pub mod netns;
 pub mod peers;
 pub mod proxy;
+pub mod rig;

@@ -1,0 +1,171 @@
+//! How an agent is set up.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Agent;
+use super::backoff::Backoff;
+use super::driver::{self, Shared};
+use super::error::ConnectError;
+use crate::carrier::tcp::HostPort;
+use crate::id::AgentId;
+use crate::incoming::Acceptor;
+use crate::ssh::{ForwardRequest, HostKeys, Identity, Login, RENEW_AFTER, Session, TunnelConfig};
+
+/// Sets up an [`Agent`]. What is required: an id, a key, and how to recognise the hub.
+#[must_use = "a builder does nothing until `connect`"]
+pub struct AgentBuilder {
+    id: String,
+    identity: Identity,
+    host_keys: Option<HostKeys>,
+    config: TunnelConfig,
+    forward: ForwardRequest,
+    backoff: Backoff,
+    renew_after: u64,
+}
+
+impl Agent {
+    /// Starts to set up an agent: the id that it claims, and what it proves it with.
+    pub fn builder(id: impl Into<String>, identity: impl Into<Identity>) -> AgentBuilder {
+        AgentBuilder {
+            id: id.into(),
+            identity: identity.into(),
+            host_keys: None,
+            config: TunnelConfig::default(),
+            forward: ForwardRequest::default(),
+            backoff: Backoff::default(),
+            renew_after: RENEW_AFTER,
+        }
+    }
+}
+
+impl AgentBuilder {
+    /// How to recognise the hub. Required.
+    pub fn host_keys(mut self, host_keys: HostKeys) -> Self {
+        self.host_keys = Some(host_keys);
+        self
+    }
+
+    /// How a dead hub is found out: after `interval` of silence it is asked whether it lives, and after `max`
+    /// unanswered questions the tunnel ends, so within `interval × (max + 1)`. Default: 10 s, 3. `interval` is at
+    /// least 100 ms, `max` at least 1.
+    pub fn keepalive(mut self, interval: Duration, max: usize) -> Self {
+        self.config.set_keepalive(interval, max);
+        self
+    }
+
+    /// The waits between attempts to reconnect: a random part of `min`, then of twice that, and so on up to `max`. A
+    /// tunnel that stood for `stable` starts over with `min`. Default: 200 ms, 30 s, 30 s.
+    pub fn backoff(mut self, min: Duration, max: Duration, stable: Duration) -> Self {
+        self.backoff = Backoff::new(min, max, stable);
+        self
+    }
+
+    /// How long reaching the hub may take, and then how long logging in may. Default: 20 s each.
+    pub fn login_timeout(mut self, timeout: Duration) -> Self {
+        self.config.login_timeout = timeout;
+        self
+    }
+
+    /// How long a channel to the hub may take to open. Default: 10 s.
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.config.open_timeout = timeout;
+        self
+    }
+
+    /// What to make of a hub that knows no forward requests. Default: [`ForwardRequest::Required`].
+    pub fn forward_request(mut self, forward: ForwardRequest) -> Self {
+        self.forward = forward;
+        self
+    }
+
+    /// How many channels the hub may have open. Default: 256.
+    pub fn max_channels(mut self, channels: usize) -> Self {
+        self.config.max_channels = channels;
+        self
+    }
+
+    /// How many bytes a channel may have under way towards this side. Default: 32 MiB, enough for one stream to fill
+    /// 1 Gbit/s at 100 ms. A hub can make the agent hold twice this unread.
+    pub fn window(mut self, bytes: u32) -> Self {
+        self.config.set_window(bytes);
+        self
+    }
+
+    /// After how many bytes, and after how long, the tunnel's keys are renewed. Default: 4 GiB and one hour. More
+    /// bytes than the default are not allowed: a cipher's counter would repeat.
+    pub fn rekey(mut self, bytes: usize, interval: Duration) -> Self {
+        self.config.set_rekey(bytes, interval);
+        self
+    }
+
+    /// After how many closed channels the tunnel is renewed: a new one is dialled first, then the old one is drained.
+    /// Each closed channel costs about 4 kB until then. Default: 4,096, so 16 MB.
+    pub fn renew_after(mut self, channels: u64) -> Self {
+        self.renew_after = channels.max(1);
+        self
+    }
+
+    /// Connects, once; from then on the agent keeps the tunnel standing by itself.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says what is misconfigured or unreachable, and what to do.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future drops the connection.
+    pub async fn connect(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
+        let (shared, backoff) = self.prepare(hub.into())?;
+        let session = shared.connect_once().await?;
+        Ok(start(shared, session, backoff))
+    }
+
+    /// As [`connect`](AgentBuilder::connect), for an agent that may start before its hub: what is
+    /// [transient](ConnectError::is_transient) is tried again, with the same backoff as a reconnect, for ever.
+    ///
+    /// # Errors
+    /// [`ConnectError`] for what time does not cure.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future gives up.
+    pub async fn connect_when_available(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
+        let (shared, mut backoff) = self.prepare(hub.into())?;
+        loop {
+            match shared.connect_once().await {
+                Ok(session) => return Ok(start(shared, session, backoff)),
+                Err(error) if error.is_transient() => {
+                    let wait = backoff.next(rand::random());
+                    tracing::info!(error = &error as &dyn std::error::Error, ?wait, "the hub is not there yet");
+                    tokio::time::sleep(wait).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn prepare(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+        let id: AgentId = self.id.parse()?;
+        let address = HostPort::parse(&hub).ok_or_else(|| ConnectError::InvalidAddress { given: hub.clone() })?;
+        let login = Login {
+            hub: address,
+            host_keys: self.host_keys.ok_or(ConnectError::NoHostKeys)?,
+            identity: self.identity,
+            config: self.config,
+            acceptor: Arc::new(Acceptor::new()),
+            forward: self.forward,
+        };
+        Ok((Arc::new(Shared::new(id, hub, login, self.renew_after)), self.backoff))
+    }
+}
+
+fn start(shared: Arc<Shared>, session: Arc<Session>, backoff: Backoff) -> Agent {
+    shared.adopt(&session);
+    let driver = tokio::spawn(driver::run(shared.clone(), session, backoff));
+    Agent { shared, driver }
+}
+
+impl fmt::Debug for AgentBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentBuilder").field("id", &self.id).field("config", &self.config).finish_non_exhaustive()
+    }
+}

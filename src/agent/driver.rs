@@ -1,0 +1,192 @@
+//! Keeps an agent's tunnel standing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::backoff::Backoff;
+use super::error::ConnectError;
+use super::status::AgentStatus;
+use crate::carrier::tcp::{self, DialFailure};
+use crate::close::CloseReason;
+use crate::connector::{DialError, Route};
+use crate::id::AgentId;
+use crate::ssh::{self, Login, Session, SessionParts};
+use crate::tunnel::TunnelId;
+
+/// How long a tunnel that was renewed may finish its calls.
+const RENEWED_DRAIN: Duration = Duration::from_secs(600);
+
+/// How long to leave a hub alone that did not take a renewal.
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);
+
+/// What an agent's handle, its driver and its dials share.
+pub(super) struct Shared {
+    pub(super) id: AgentId,
+    pub(super) hub: String,
+    pub(super) login: Login,
+    pub(super) renew_after: u64,
+    pub(super) status: watch::Sender<AgentStatus>,
+    pub(super) stop: watch::Sender<bool>,
+    current: Mutex<Option<Arc<Session>>>,
+}
+
+impl Shared {
+    pub(super) fn new(id: AgentId, hub: String, login: Login, renew_after: u64) -> Self {
+        let first = AgentStatus::Connecting { attempt: 1, next_try: Duration::ZERO, last_error: None };
+        Self {
+            id,
+            hub,
+            login,
+            renew_after,
+            status: watch::Sender::new(first),
+            stop: watch::Sender::new(false),
+            current: Mutex::new(None),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn current(&self) -> Option<Arc<Session>> {
+        self.lock().clone()
+    }
+
+    /// Makes a session the one to dial, and says so. Returns the one before.
+    pub(super) fn adopt(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
+        let old = self.lock().replace(session.clone());
+        self.status.send_replace(AgentStatus::Connected {
+            since: SystemTime::now(),
+            hub: self.hub.clone(),
+            tunnel_id: session.id,
+        });
+        session.span.in_scope(|| tracing::info!(hub = self.hub, "tunnel opened"));
+        old
+    }
+
+    /// One attempt: resolves, dials, logs in.
+    pub(super) async fn connect_once(&self) -> Result<Arc<Session>, ConnectError> {
+        let hub = &self.hub;
+        let timeout = self.login.config.login_timeout;
+        let (stream, peer) = tcp::dial(&self.login.hub, timeout).await.map_err(|failure| match failure {
+            DialFailure::Resolve(source) => ConnectError::Resolve { host: self.login.hub.host.clone(), source },
+            DialFailure::Connect(source) => ConnectError::Unreachable { hub: hub.clone(), source },
+        })?;
+        let id = TunnelId::next();
+        let parts = SessionParts {
+            id,
+            agent: self.id.clone(),
+            local: stream.local_addr().ok(),
+            peer: Some(peer),
+            carrier: Arc::default(),
+            window: self.login.config.window,
+            open_timeout: self.login.config.open_timeout,
+            span: tracing::info_span!("tunnel", agent = %self.id, %id, %peer),
+        };
+        let session = ssh::connect(stream, parts, &self.login).await;
+        session.map_err(|error| ConnectError::from_login(error, hub, self.id.as_str()))
+    }
+}
+
+impl Shared {
+    async fn stopped(&self) {
+        // The sender lives in `self`.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+}
+
+impl Route for Shared {
+    fn session(&self) -> Result<Arc<Session>, DialError> {
+        if *self.stop.borrow() {
+            return Err(DialError::Shutdown { agent: self.id.clone() });
+        }
+        self.current().ok_or_else(|| DialError::NotConnected { agent: self.id.clone() })
+    }
+}
+
+/// Watches over the first session and every later one, until told to stop.
+pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut backoff: Backoff) {
+    let mut draining = JoinSet::new();
+    let mut renew_at = shared.renew_after;
+    loop {
+        let stood = tokio::time::Instant::now();
+        tokio::select! {
+            () = shared.stopped() => return,
+            gone = session.closed() => {
+                shared.status.send_replace(AgentStatus::Disconnected { why: gone });
+                backoff.lost_after(stood.elapsed());
+                let reconnected = tokio::select! {
+                    () = shared.stopped() => return,
+                    session = reconnect(&shared, &mut backoff) => session,
+                };
+                session = reconnected;
+                shared.adopt(&session);
+                renew_at = shared.renew_after;
+            }
+            () = worn_out(&session, renew_at) => {
+                let renewed = tokio::select! {
+                    () = shared.stopped() => return,
+                    renewed = shared.connect_once() => renewed,
+                };
+                match renewed {
+                    Ok(new) => {
+                        tracing::info!(agent = %shared.id, old = %session.id, new = %new.id, "tunnel renewed");
+                        let old = std::mem::replace(&mut session, new);
+                        shared.adopt(&session);
+                        renew_at = shared.renew_after;
+                        let old = CloseOnDrop(old);
+                        draining.spawn(async move { old.0.drain_and_close(RENEWED_DRAIN, CloseReason::Replaced).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(agent = %shared.id, error = &error as &dyn std::error::Error, "tunnel not renewed");
+                        // The old one still works; ask again after as many channels, and not at once.
+                        renew_at = session.closed_channels() + shared.renew_after;
+                        tokio::time::sleep(RENEWAL_RETRY).await;
+                    }
+                }
+            }
+        }
+        while draining.try_join_next().is_some() {}
+    }
+}
+
+/// An old tunnel that is still being drained when its agent stops ends with it.
+struct CloseOnDrop(Arc<Session>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(CloseReason::Shutdown);
+    }
+}
+
+/// Waits until a session has closed so many channels that it holds more memory than it should.
+async fn worn_out(session: &Session, limit: u64) {
+    let mut channels = session.channels();
+    while session.closed_channels() < limit {
+        // The sender lives in the session.
+        let _ = channels.changed().await;
+    }
+}
+
+/// Tries for ever.
+pub(super) async fn reconnect(shared: &Shared, backoff: &mut Backoff) -> Arc<Session> {
+    let mut last_error = None;
+    for attempt in 1.. {
+        let wait = backoff.next(rand::random());
+        let status = |next_try| AgentStatus::Connecting { attempt, next_try, last_error: last_error.clone() };
+        shared.status.send_replace(status(wait));
+        tokio::time::sleep(wait).await;
+        shared.status.send_replace(status(Duration::ZERO));
+        match shared.connect_once().await {
+            Ok(session) => return session,
+            Err(error) => {
+                tracing::warn!(agent = %shared.id, hub = shared.hub, attempt, error = &error as &dyn std::error::Error, "cannot connect");
+                last_error = Some(error.to_string());
+            }
+        }
+    }
+    unreachable!("attempts do not run out")
+}

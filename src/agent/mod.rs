@@ -1,0 +1,134 @@
+//! The laptop side: dials out, and serves.
+
+mod backoff;
+mod builder;
+mod driver;
+mod error;
+mod status;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use self::builder::AgentBuilder;
+pub use self::error::ConnectError;
+pub use self::status::AgentStatus;
+
+use self::driver::Shared;
+use crate::channel::TunnelChannel;
+use crate::close::CloseReason;
+use crate::connector::Connector;
+use crate::id::AgentId;
+use crate::incoming::Incoming;
+
+/// The laptop side: dials a hub, keeps the tunnel standing, and serves what the hub opens.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use dialback::{Agent, HostKeys, PrivateKey};
+///
+/// let agent = Agent::builder("laptop-1", PrivateKey::from_file("keys/laptop-1")?)
+///     .host_keys(HostKeys::known_hosts("keys/known_hosts")?)
+///     .connect("hub.example.com:2222")
+///     .await?;
+/// # let routes = tonic::service::Routes::default();
+/// dialback::tune_server(tonic::transport::Server::builder())
+///     .add_routes(routes)
+///     .serve_with_incoming_shutdown(agent.incoming(), async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+///     .await?;
+/// agent.shutdown(std::time::Duration::from_secs(10)).await;
+/// # Ok(()) }
+/// ```
+///
+/// After the first success it never gives up: it reconnects with exponential backoff and full jitter, 200 ms to 30 s,
+/// and resolves the hub's name anew each time.
+///
+/// # Dropping
+/// Closes the tunnel at once and stops reconnecting. [`Agent::shutdown`] is the polite way.
+pub struct Agent {
+    shared: Arc<Shared>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Agent {
+    /// The name that the hub knows it by.
+    pub fn id(&self) -> &AgentId {
+        &self.shared.id
+    }
+
+    /// The channels that the hub opens, for tonic's `serve_with_incoming_shutdown`; it outlives reconnects. Until this
+    /// is first called, up to 128 channels wait for it; drop what it returns to refuse them instead.
+    pub fn incoming(&self) -> Incoming {
+        self.shared.login.acceptor.incoming()
+    }
+
+    /// Dials the hub's own services through the tunnel that stands at the moment, for tonic's `Endpoint`.
+    pub fn connector(&self) -> Connector {
+        Connector::new(self.shared.clone())
+    }
+
+    /// Calls to the hub's own services through the tunnel that stands at the moment, for any tonic stub.
+    pub fn channel(&self) -> TunnelChannel {
+        TunnelChannel::new(self.shared.clone(), "hub")
+    }
+
+    /// What the agent is doing, as it changes.
+    pub fn status(&self) -> watch::Receiver<AgentStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// Ends the agent politely: asks the hub for no more calls, ends [`Agent::incoming`] so that a tonic server on it
+    /// finishes the calls in flight, waits until every channel is closed, then closes the tunnel.
+    ///
+    /// The end of `grace`, or a second call, cuts off what is still open.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the agent draining; call it again, or drop the agent, to end it.
+    pub async fn shutdown(&self, grace: Duration) {
+        let second = self.shared.stop.send_replace(true);
+        let session = self.shared.current();
+        if let Some(session) = session {
+            if second {
+                session.close(CloseReason::Shutdown);
+            } else {
+                session.take_no_calls().await;
+                self.shared.login.acceptor.close();
+                session.drain_and_close(grace, CloseReason::Shutdown).await;
+            }
+            session.closed().await;
+        }
+        self.end();
+    }
+
+    /// Closes the tunnel now and stops reconnecting.
+    pub fn close(&self) {
+        self.shared.stop.send_replace(true);
+        if let Some(session) = self.shared.current() {
+            session.close(CloseReason::Shutdown);
+        }
+        self.end();
+    }
+
+    fn end(&self) {
+        self.shared.login.acceptor.close();
+        // It stops by itself; what it was draining or dialling ends with it.
+        self.driver.abort();
+        self.shared.status.send_replace(AgentStatus::Stopped);
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { id, hub, .. } = &*self.shared;
+        f.debug_struct("Agent").field("id", id).field("hub", hub).finish_non_exhaustive()
+    }
+}

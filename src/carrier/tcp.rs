@@ -1,0 +1,108 @@
+//! TCP as a carrier.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// When the kernel starts to probe a silent connection. SSH keepalives are faster; this is for a process that hangs.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// How long sent data may stay unacknowledged before the kernel gives the connection up (RFC 5482).
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Sets what a tunnel needs on a connected socket: no Nagle delay, and an end when the network is gone.
+///
+/// # Errors
+/// When the socket is already dead.
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(15));
+    #[cfg(target_os = "linux")]
+    let keepalive = keepalive.with_retries(4);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// `host:port`, taken apart; an IPv6 address stands in brackets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl HostPort {
+    /// `None` when the text is not `host:port`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']')?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let valid = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c.is_control());
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        valid.then(|| Self { host: host.to_owned(), port })
+    }
+}
+
+/// Resolves the host afresh and connects to the first of its addresses that answers.
+///
+/// # Errors
+/// [`DialFailure`] says whether the name or the connection failed.
+pub(crate) async fn dial(to: &HostPort, timeout: Duration) -> Result<(TcpStream, SocketAddr), DialFailure> {
+    let attempt = async {
+        let addresses: Vec<SocketAddr> =
+            tokio::net::lookup_host((to.host.as_str(), to.port)).await.map_err(DialFailure::Resolve)?.collect();
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        if addresses.is_empty() {
+            return Err(DialFailure::Resolve(last));
+        }
+        // One address that swallows packets must not use up the time of the others.
+        let share = timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        for address in addresses {
+            let connected = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            match connected.and_then(|stream| prepare(&stream).map(|()| stream)) {
+                Ok(stream) => return Ok((stream, address)),
+                Err(error) => last = error,
+            }
+        }
+        Err(DialFailure::Connect(last))
+    };
+    match tokio::time::timeout(timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(DialFailure::Connect(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// What part of a TCP dial failed.
+#[derive(Debug)]
+pub(crate) enum DialFailure {
+    Resolve(io::Error),
+    Connect(io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_and_port_are_taken_apart() {
+        let parse = |text| HostPort::parse(text).map(|hp| (hp.host, hp.port));
+        assert_eq!(parse("hub.example.com:2222"), Some(("hub.example.com".into(), 2222)));
+        assert_eq!(parse("[::1]:22"), Some(("::1".into(), 22)));
+        assert_eq!(parse("10.0.0.1:1"), Some(("10.0.0.1".into(), 1)));
+        for bad in ["hub", ":22", "hub:", "hub:0", "hub:65536", "::1:22", "[::1:22", "[]:22", "a b:22", "hub:ssh"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

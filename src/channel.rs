@@ -1,0 +1,299 @@
+//! [`TunnelChannel`]: calls through a tunnel's one long-lived connection, for any tonic stub.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, Request, Response, Uri};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+use tonic::body::Body;
+use tower_service::Service;
+
+use crate::connector::{DialError, Route};
+use crate::ssh::Session;
+use crate::tuning;
+
+/// The HTTP/2 connection that all of one side's own calls through a tunnel share.
+///
+/// It is made by the first call, by one of several that come at once, and again by the first call after it ended.
+#[derive(Default)]
+pub(crate) struct SharedConnection(Mutex<Arc<OnceCell<SendRequest<Body>>>>);
+
+impl SharedConnection {
+    fn cell(&self) -> MutexGuard<'_, Arc<OnceCell<SendRequest<Body>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn get(&self, session: &Arc<Session>) -> Result<SendRequest<Body>, DialError> {
+        let cell = {
+            let mut cell = self.cell();
+            if cell.get().is_some_and(SendRequest::is_closed) {
+                *cell = Arc::default();
+            }
+            cell.clone()
+        };
+        cell.get_or_try_init(|| connect(session)).await.cloned()
+    }
+
+    /// Lets go of the connection: it closes when its last call has ended.
+    pub(crate) fn retire(&self) {
+        *self.cell() = Arc::default();
+    }
+}
+
+async fn connect(session: &Arc<Session>) -> Result<SendRequest<Body>, DialError> {
+    let io = session.open().await?;
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_connection_window_size(tuning::HTTP2_CONNECTION_WINDOW)
+        .initial_stream_window_size(tuning::HTTP2_STREAM_WINDOW)
+        .max_header_list_size(tuning::HTTP2_MAX_HEADER_LIST)
+        .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
+        .keep_alive_interval(tuning::HTTP2_CLIENT_PING_INTERVAL)
+        .keep_alive_timeout(tuning::HTTP2_PING_TIMEOUT)
+        .handshake::<_, Body>(TokioIo::new(io))
+        .await;
+    match handshake {
+        Ok((sender, connection)) => {
+            // Ends with the tunnel, or when the last sender and the last call are gone.
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "connection for own calls ended");
+                }
+            });
+            Ok(sender)
+        }
+        Err(error) => Err(DialError::Rejected { agent: session.agent.clone(), reason: error.to_string() }),
+    }
+}
+
+/// Calls through a tunnel; every tonic stub accepts it.
+///
+/// Each call goes through the tunnel that its agent has at that moment, so the value outlives reconnects; all calls of
+/// one side share one long-lived HTTP/2 connection for each tunnel, made by the first call. Cloning is cheap.
+///
+/// # Errors
+/// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`]'s text; calls in
+/// flight when the tunnel is lost fail `UNAVAILABLE` with the agent's name and the reason. A call that never left this
+/// side because its connection had just ended is sent again, once.
+///
+/// # Deadlines
+/// A request's timeout holds on this side too, for the whole call, streams included.
+#[derive(Clone)]
+pub struct TunnelChannel {
+    route: Arc<dyn Route>,
+    authority: Authority,
+}
+
+impl TunnelChannel {
+    pub(crate) fn new(route: Arc<dyn Route>, name: &str) -> Self {
+        // Every agent id is a valid authority; the fallback is for the compiler.
+        let authority = name.parse().unwrap_or_else(|_| Authority::from_static("agent"));
+        Self { route, authority }
+    }
+
+    fn prepare(&self, request: &mut Request<Body>) {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
+        // Scheme, authority and path together are always a valid URI.
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
+
+    async fn send(self, mut request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
+        self.prepare(&mut request);
+        let deadline = timeout_of(request.headers()).map(|timeout| Instant::now() + timeout);
+        let (session, response) = match deadline {
+            None => self.send_once_or_twice(request).await?,
+            Some(at) => match tokio::time::timeout_at(at, self.send_once_or_twice(request)).await {
+                Ok(sent) => sent?,
+                Err(_) => return Err(expired()),
+            },
+        };
+        let deadline = deadline.map(tokio::time::sleep_until);
+        Ok(response.map(|incoming| ResponseBody { incoming, deadline, session, over: false }))
+    }
+
+    async fn send_once_or_twice(
+        &self,
+        mut request: Request<Body>,
+    ) -> Result<(Arc<Session>, Response<Incoming>), Status> {
+        let mut retried = false;
+        loop {
+            let session = self.route.session()?;
+            let mut sender = session.shared.get(&session).await?;
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((session, response)),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if !retried => {
+                        retried = true;
+                        request = unsent;
+                    }
+                    _ => return Err(failed(&session, error.into_error()).await),
+                },
+            }
+        }
+    }
+}
+
+impl Service<Request<Body>> for TunnelChannel {
+    type Response = Response<ResponseBody>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
+}
+
+impl fmt::Debug for TunnelChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TunnelChannel").field("authority", &self.authority).finish_non_exhaustive()
+    }
+}
+
+fn expired() -> Status {
+    Status::deadline_exceeded("the call's deadline passed")
+}
+
+/// An HTTP/2 failure as the caller should see it: a lost tunnel by its name, anything else as tonic maps it.
+async fn failed(session: &Session, error: hyper::Error) -> Status {
+    lost(session, &error).unwrap_or_else(|| Status::from_error(Box::new(error)))
+}
+
+fn lost(session: &Session, error: &hyper::Error) -> Option<Status> {
+    let gone = session.disconnected().borrow().clone();
+    if let Some(gone) = gone {
+        return Some(DialError::Disconnected { agent: session.agent.clone(), gone }.into());
+    }
+    // The stream ended with its connection, not with an error of its own.
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>()
+            && (h2.is_io() || h2.is_go_away())
+        {
+            let text = format!("agent `{}`: the connection for this call ended: {h2}", session.agent);
+            return Some(Status::unavailable(text));
+        }
+        source = cause.source();
+    }
+    let text = format!("agent `{}`: the connection for this call ended: {error}", session.agent);
+    (error.is_closed() || error.is_canceled() || error.is_incomplete_message()).then(|| Status::unavailable(text))
+}
+
+pin_project! {
+    /// The body of a [`TunnelChannel`]'s response.
+    ///
+    /// Dropping it before its end cancels the call: the peer's handler is told.
+    pub struct ResponseBody {
+        #[pin]
+        incoming: Incoming,
+        #[pin]
+        deadline: Option<Sleep>,
+        session: Arc<Session>,
+        over: bool,
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut this = self.project();
+        if *this.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = this.incoming.as_mut().poll_frame(cx) {
+            return Poll::Ready(match frame {
+                Some(Err(error)) => {
+                    *this.over = true;
+                    Some(Err(lost(this.session, &error).unwrap_or_else(|| Status::from_error(Box::new(error)))))
+                }
+                other => other.map(|frame| frame.map_err(|error| Status::from_error(Box::new(error)))),
+            });
+        }
+        if let Some(deadline) = this.deadline.as_pin_mut() {
+            ready!(deadline.poll(cx));
+            *this.over = true;
+            return Poll::Ready(Some(Err(expired())));
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}
+
+/// The `grpc-timeout` of a request: at most eight digits and a unit. Anything else is no timeout; the peer will say so.
+fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_grpc_spec_writes_them() {
+        let timeout = |text: &'static str| {
+            timeout_of(&HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), text.parse().unwrap())]))
+        };
+        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("7u"), Some(Duration::from_micros(7)));
+        for bad in ["", "S", "5", "5s", "123456789S", "-1S", "1.5S", "ä"] {
+            assert_eq!(
+                timeout_of(&HeaderMap::from_iter([(
+                    http::HeaderName::from_static("grpc-timeout"),
+                    http::HeaderValue::from_bytes(bad.as_bytes()).unwrap()
+                )])),
+                None,
+                "{bad}"
+            );
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! [`Connector`]: dials through a tunnel, for any tonic `Endpoint`.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tower_service::Service;
+
+use crate::close::Disconnected;
+use crate::id::AgentId;
+use crate::ssh::{Session, TunnelIo};
+
+/// Why a dial through a tunnel failed.
+///
+/// Becomes a [`tonic::Status`] with code `UNAVAILABLE`.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// No tunnel of this agent has been seen.
+    #[error("agent `{agent}` is not connected")]
+    NotConnected {
+        /// The agent.
+        agent: AgentId,
+    },
+    /// The tunnel ended.
+    #[error("the tunnel of agent `{agent}` ended: {gone}")]
+    Disconnected {
+        /// The agent.
+        agent: AgentId,
+        /// Why and when.
+        gone: Disconnected,
+    },
+    /// The agent is connected but has never offered to be called: it sent no forward request for `/grpc-tunnel`.
+    #[error("agent `{agent}` is connected but has not asked to be called: it sent no forward request for /grpc-tunnel")]
+    NotReady {
+        /// The agent.
+        agent: AgentId,
+    },
+    /// The tunnel takes no new channels: it is being shut down, renewed or replaced.
+    #[error("the tunnel of agent `{agent}` is closing and takes no new calls")]
+    Draining {
+        /// The agent.
+        agent: AgentId,
+    },
+    /// The peer refused the channel.
+    #[error("agent `{agent}`: the peer refused the channel: {reason}")]
+    Rejected {
+        /// The agent.
+        agent: AgentId,
+        /// The peer's reason, in words for its RFC 4254 §5.1 code.
+        reason: String,
+    },
+    /// The peer did not answer.
+    #[error("agent `{agent}`: the peer did not answer within {after:?}")]
+    TimedOut {
+        /// The agent.
+        agent: AgentId,
+        /// The deadline.
+        after: Duration,
+    },
+    /// This side's hub or agent was shut down.
+    #[error("agent `{agent}`: this side was shut down")]
+    Shutdown {
+        /// The agent.
+        agent: AgentId,
+    },
+}
+
+impl From<DialError> for tonic::Status {
+    fn from(error: DialError) -> Self {
+        let mut status = Self::unavailable(error.to_string());
+        status.set_source(Arc::new(error));
+        status
+    }
+}
+
+/// Finds the tunnel to dial, at each dial.
+pub(crate) trait Route: Send + Sync {
+    fn session(&self) -> Result<Arc<Session>, DialError>;
+}
+
+/// One tunnel and no other.
+pub(crate) struct Pinned(pub(crate) Arc<Session>);
+
+impl Route for Pinned {
+    fn session(&self) -> Result<Arc<Session>, DialError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Dials through a tunnel: each call opens one channel.
+///
+/// For [`Endpoint::connect_with_connector`](tonic::transport::Endpoint::connect_with_connector) and its `_lazy` form;
+/// the URI is not looked at. Pass the endpoint through [`tune_endpoint`](crate::tune_endpoint) first. For many
+/// short-lived clients prefer [`TunnelChannel`](crate::TunnelChannel), which shares one connection.
+///
+/// # Cancel safety
+/// Dropping the dial's future is safe: the open finishes on its own, and its channel is closed.
+#[derive(Clone)]
+pub struct Connector {
+    route: Arc<dyn Route>,
+}
+
+impl Connector {
+    pub(crate) fn new(route: Arc<dyn Route>) -> Self {
+        Self { route }
+    }
+
+    /// Opens one channel, for protocols other than gRPC.
+    ///
+    /// # Errors
+    /// [`DialError`]: no tunnel, or the peer refused or did not answer (10 s by default).
+    ///
+    /// # Cancel safety
+    /// Safe, see the type.
+    pub async fn dial(&self) -> Result<TunnelIo, DialError> {
+        self.route.session()?.open().await
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TunnelIo>;
+    type Error = DialError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, DialError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.dial().await.map(TokioIo::new) })
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+//! How a hub is set up.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, ToSocketAddrs};
+use tokio::sync::{Mutex, watch};
+
+use super::registry::{Registry, RegistryGate};
+use super::strangers::StrangerLimits;
+use super::{Hub, Inner, Stage, accept};
+use crate::incoming::Acceptor;
+use crate::ssh::{self, Authorizer, Door, LoginConfig, PrivateKey, TunnelConfig};
+
+/// Sets up a [`Hub`]. What is required: a host key and an authorizer.
+#[must_use = "a builder does nothing until `bind`"]
+pub struct HubBuilder {
+    host_keys: Vec<PrivateKey>,
+    authorizer: Option<Arc<dyn Authorizer>>,
+    config: TunnelConfig,
+    login: LoginConfig,
+    limits: StrangerLimits,
+    drain_timeout: Duration,
+}
+
+/// Why a hub could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// No authorizer was set, so no agent could ever log in.
+    #[error("no authorizer is set: call `authorizer(AuthorizedKeys::open(…)?)` to say which keys may be which agents")]
+    NoAuthorizer,
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: is another hub running, or the port taken or privileged?")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl Hub {
+    /// Starts to set up a hub that proves itself with a host key.
+    pub fn builder(host_key: PrivateKey) -> HubBuilder {
+        HubBuilder {
+            host_keys: vec![host_key],
+            authorizer: None,
+            config: TunnelConfig::default(),
+            login: LoginConfig::default(),
+            limits: StrangerLimits::default(),
+            drain_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+impl HubBuilder {
+    /// Which keys may be which agents. Required.
+    pub fn authorizer(mut self, authorizer: impl Authorizer) -> Self {
+        self.authorizer = Some(Arc::new(authorizer));
+        self
+    }
+
+    /// One more host key, of another type, for agents that pin that one.
+    pub fn host_key(mut self, key: PrivateKey) -> Self {
+        self.host_keys.push(key);
+        self
+    }
+
+    /// How a dead agent is found out: after `interval` of silence it is asked whether it lives, and after `max`
+    /// unanswered questions the tunnel ends, so within `interval × (max + 1)`. Default: 10 s, 3. A shorter interval
+    /// costs traffic from every idle agent. `interval` is at least 100 ms, `max` at least 1.
+    pub fn keepalive(mut self, interval: Duration, max: usize) -> Self {
+        self.config.set_keepalive(interval, max);
+        self
+    }
+
+    /// How long a connection may take to authenticate. Default: 20 s.
+    pub fn login_timeout(mut self, timeout: Duration) -> Self {
+        self.config.login_timeout = timeout;
+        self
+    }
+
+    /// How many connections may be unauthenticated, in total and from one source (an IPv4 address or an IPv6 /64).
+    /// Default: 128 and 16. Each costs up to 300 kB. When all places are taken, the oldest gives way after half a
+    /// second; a source at its limit is refused. Raise the second where many agents share one address.
+    pub fn unauthenticated_limits(mut self, total: usize, per_source: usize) -> Self {
+        self.limits = StrangerLimits { total: total.max(1), per_source: per_source.max(1) };
+        self
+    }
+
+    /// How many keys a connection may try. Default: 3. An ssh-agent with more keys needs more.
+    pub fn max_auth_attempts(mut self, attempts: usize) -> Self {
+        self.login.max_auth_attempts = attempts.max(1);
+        self
+    }
+
+    /// How long a refusal takes, so that its time tells nothing. Default: 1 s.
+    pub fn rejection_time(mut self, time: Duration) -> Self {
+        self.login.rejection_time = time;
+        self
+    }
+
+    /// How long a channel may take to open. Default: 10 s.
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.config.open_timeout = timeout;
+        self
+    }
+
+    /// How many channels an agent may have open in one tunnel. Default: 256.
+    pub fn max_channels(mut self, channels: usize) -> Self {
+        self.config.max_channels = channels;
+        self
+    }
+
+    /// How many bytes a channel may have under way towards this side. Default: 32 MiB, enough for one stream to fill
+    /// 1 Gbit/s at 100 ms. An agent can make the hub hold twice this unread; lower it for many untrusted agents.
+    pub fn window(mut self, bytes: u32) -> Self {
+        self.config.set_window(bytes);
+        self
+    }
+
+    /// After how many bytes, and after how long, a tunnel's keys are renewed. Default: 4 GiB and one hour. More bytes
+    /// than the default are not allowed: a cipher's counter would repeat.
+    pub fn rekey(mut self, bytes: usize, interval: Duration) -> Self {
+        self.config.set_rekey(bytes, interval);
+        self
+    }
+
+    /// How long a tunnel that a newer one of its agent has replaced may finish its calls. Default: 10 minutes.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// Listens, and accepts agents from then on.
+    ///
+    /// # Errors
+    /// [`BindError`]: no authorizer, or the address cannot be listened on.
+    ///
+    /// # Cancel safety
+    /// Safe: without the returned hub nothing is left running.
+    pub async fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Hub, BindError> {
+        let Some(authorizer) = self.authorizer else { return Err(BindError::NoAuthorizer) };
+        let failed = |source| BindError::Listen { address: format!("{address:?}").replace('"', ""), source };
+        let listener = TcpListener::bind(&address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        let registry = Arc::new(Registry::new(self.drain_timeout));
+        let acceptor = Arc::new(Acceptor::new());
+        let door = Arc::new(Door {
+            russh: ssh::server_config(&self.config, &self.login, &self.host_keys),
+            config: self.config,
+            max_auth_attempts: self.login.max_auth_attempts,
+            authorizer,
+            gate: Arc::new(RegistryGate(registry.clone())),
+            acceptor: acceptor.clone(),
+        });
+        let stage = watch::Sender::new(Stage::Open);
+        let task = tokio::spawn(accept::run(listener, door, self.limits, stage.subscribe()));
+        tracing::info!(address = %local_addr, "hub listens");
+        let abort = task.abort_handle();
+        let listener = Mutex::new(Some(task));
+        Ok(Hub { inner: Arc::new(Inner { local_addr, registry, acceptor, stage, listener, abort }) })
+    }
+}
+
+impl fmt::Debug for HubBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubBuilder").field("config", &self.config).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}

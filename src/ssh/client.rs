@@ -1,0 +1,441 @@
+//! The agent's end of a session.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use russh::client::{ChannelOpenHandle, Config, DisconnectReason, Handle, Handler, Msg, Session as RusshSession};
+use russh::keys::PublicKeyOrCertificate;
+use russh::{Channel, ChannelId, ChannelOpenFailure, Error, Names, Sig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout_at};
+
+use super::config::{self, TunnelConfig};
+use super::host_keys::{HostKeyError, HostKeys};
+use super::identity::{AuthError, Identity};
+use super::io::TunnelIo;
+use super::session::{Opener, Session, SessionParts, TUNNEL_PATH};
+use super::write_behind::{Carrier, WriteBehind};
+use crate::carrier::tcp::HostPort;
+use crate::close::CloseReason;
+use crate::incoming::{Acceptor, NotTaken};
+
+/// The private channel type that a hub built on Go's x/crypto/ssh opens.
+const PRIVATE_TYPE: &str = "grpc-tunnel";
+
+/// What an agent needs to log in.
+pub(crate) struct Login {
+    pub(crate) hub: HostPort,
+    pub(crate) host_keys: HostKeys,
+    pub(crate) identity: Identity,
+    pub(crate) config: TunnelConfig,
+    pub(crate) acceptor: Arc<Acceptor>,
+    pub(crate) forward: ForwardRequest,
+}
+
+/// What an agent makes of a hub that refuses to dial back through a forwarded path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ForwardRequest {
+    /// The connection fails: a hub of this crate and a stock `sshd` always answer.
+    #[default]
+    Required,
+    /// The refusal is ignored. For hubs that open channels of type `grpc-tunnel` and know no forward requests, such as
+    /// those built on Go's x/crypto/ssh.
+    Optional,
+}
+
+/// Why a login failed, once the network connection stood.
+#[derive(Debug)]
+pub(crate) enum LoginError {
+    NotSsh,
+    NoCommonAlgorithm(String),
+    NotStrict,
+    HostKey(HostKeyError),
+    Auth(AuthError),
+    ForwardRefused,
+    Disconnected { message: String },
+    TimedOut { step: &'static str, after: Duration },
+    Failed { step: &'static str, source: Error },
+}
+
+/// Logs in and offers the tunnel's path. Dropping the future closes the connection.
+pub(crate) async fn connect<S>(stream: S, parts: SessionParts, login: &Login) -> Result<Arc<Session>, LoginError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let agent = parts.agent.clone();
+    let session = Session::new(parts);
+    let carrier = session.carrier.clone();
+    let mut guard = KillOnDrop(Some(carrier.clone()));
+    let result = log_in(WriteBehind::new(stream, carrier.clone()), &session, agent.as_str(), login).await;
+    if result.is_ok() {
+        guard.0 = None;
+    }
+    result.map(|()| session)
+}
+
+/// A login that fails or is given up must not leave its session behind.
+struct KillOnDrop(Option<Arc<Carrier>>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(carrier) = &self.0 {
+            carrier.kill(CloseReason::ClosedLocally);
+        }
+    }
+}
+
+async fn log_in<S>(stream: WriteBehind<S>, session: &Arc<Session>, user: &str, login: &Login) -> Result<(), LoginError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let after = login.config.login_timeout;
+    let deadline = Instant::now() + after;
+    let timed_out = |step| move |_| LoginError::TimedOut { step, after };
+    let fault = Arc::new(Mutex::new(None));
+    let found = |step: &'static str, error: Error| {
+        let known = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        known.unwrap_or_else(|| explain(step, error, &session.carrier))
+    };
+
+    let handler = ClientHandler {
+        session: session.clone(),
+        hub: login.hub.clone(),
+        host_keys: login.host_keys.clone(),
+        acceptor: login.acceptor.clone(),
+        max_channels: login.config.max_channels,
+        fault: fault.clone(),
+        negotiated: false,
+    };
+    let config: Arc<Config> = {
+        let wanted = login.host_keys.host_key_algorithms(&login.hub.host, login.hub.port).await;
+        config::client(&login.config, wanted.map_err(LoginError::HostKey)?)
+    };
+
+    let step = "key exchange";
+    let connected = timeout_at(deadline, russh::client::connect_stream(config, stream, handler)).await;
+    let mut handle: Handle<ClientHandler> = connected.map_err(timed_out(step))?.map_err(|error| found(step, error))?;
+
+    let step = "authentication";
+    let authenticated = timeout_at(deadline, login.identity.authenticate(&mut handle, user)).await;
+    match authenticated.map_err(timed_out(step))? {
+        Ok(()) => {}
+        Err(AuthError::ConnectionEnded { .. }) => return Err(found(step, Error::Disconnect)),
+        Err(error) => return Err(LoginError::Auth(error)),
+    }
+
+    let step = "forward request";
+    let offered = timeout_at(deadline, handle.streamlocal_forward(TUNNEL_PATH)).await;
+    match offered.map_err(timed_out(step))? {
+        Ok(()) => {}
+        Err(Error::RequestDenied) if login.forward == ForwardRequest::Optional => {}
+        Err(Error::RequestDenied) => return Err(LoginError::ForwardRefused),
+        Err(error) => {
+            // A hub that refuses the tunnel says why and disconnects: let that arrive.
+            let _ = timeout_at(deadline, session.closed()).await;
+            return Err(found(step, error));
+        }
+    }
+    session.set_opener(Opener::Client(Arc::new(handle)));
+    Ok(())
+}
+
+fn explain(step: &'static str, error: Error, carrier: &Carrier) -> LoginError {
+    match error {
+        Error::Version | Error::Kex if step == "key exchange" => LoginError::NotSsh,
+        Error::NoCommonAlgo { .. } => LoginError::NoCommonAlgorithm(error.to_string()),
+        source => match carrier.reason() {
+            Some(CloseReason::ConnectionLost { error }) => {
+                LoginError::Failed { step, source: Error::IO(std::io::Error::other(error)) }
+            }
+            _ => LoginError::Failed { step, source },
+        },
+    }
+}
+
+/// russh's callbacks on the agent.
+pub(crate) struct ClientHandler {
+    session: Arc<Session>,
+    hub: HostPort,
+    host_keys: HostKeys,
+    acceptor: Arc<Acceptor>,
+    max_channels: usize,
+    /// Why this side ended the login, for the caller: russh only carries its own errors.
+    fault: Arc<Mutex<Option<LoginError>>>,
+    negotiated: bool,
+}
+
+impl Drop for ClientHandler {
+    /// The session owns its handler, so this is its end, however it came.
+    fn drop(&mut self) {
+        let reason = self.session.carrier.reason();
+        self.session.finish(reason.unwrap_or(CloseReason::ClosedByPeer { message: None }));
+    }
+}
+
+impl ClientHandler {
+    fn fail(&self, fault: LoginError) {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+    }
+
+    async fn accept(&self, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+        if self.session.ledger.len() >= self.max_channels {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        }
+        match self.acceptor.reserve() {
+            Ok(permit) => {
+                let io = TunnelIo::from_client(self.session.clone(), channel);
+                reply.accept().await;
+                permit.send(io);
+            }
+            Err(NotTaken::Full) => reply.reject(ChannelOpenFailure::ResourceShortage).await,
+            Err(NotTaken::NoServer) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+        }
+    }
+
+    async fn reject(&self, what: &str, reply: ChannelOpenHandle, reason: ChannelOpenFailure) {
+        self.session.span.in_scope(|| tracing::debug!(kind = %what.escape_debug(), "channel rejected"));
+        reply.reject(reason).await;
+    }
+
+    async fn charge(&self, id: ChannelId, len: usize, session: &mut RusshSession) -> Result<(), Error> {
+        let verdict = self.session.ledger.charge(id, len).await;
+        self.session.obey(verdict, |id| session.close(id))
+    }
+
+    fn charge_request(&self, id: ChannelId, len: usize, session: &mut RusshSession) -> Result<(), Error> {
+        let verdict = self.session.ledger.charge_request(id, len);
+        self.session.obey(verdict, |id| session.close(id))
+    }
+}
+
+impl Handler for ClientHandler {
+    type Error = Error;
+
+    async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Error> {
+        match self.host_keys.check(&self.hub.host, self.hub.port, key).await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.fail(LoginError::HostKey(error));
+                Ok(false)
+            }
+        }
+    }
+
+    async fn kex_done(&mut self, _: Option<&[u8]>, names: &Names, _: &mut RusshSession) -> Result<(), Error> {
+        // Only the first exchange says whether the peer knows strict key exchange (the Terrapin defence).
+        if !std::mem::replace(&mut self.negotiated, true) && !names.strict_kex() {
+            self.fail(LoginError::NotStrict);
+            return Err(Error::Disconnect);
+        }
+        Ok(())
+    }
+
+    async fn auth_banner(&mut self, banner: &str, _: &mut RusshSession) -> Result<(), Error> {
+        let banner: String = banner.chars().take(1000).collect();
+        self.session.span.in_scope(|| tracing::info!(banner = %banner.escape_debug(), "the hub says"));
+        Ok(())
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<Error>) -> Result<(), Error> {
+        match reason {
+            DisconnectReason::ReceivedDisconnect(info) => {
+                let reason = CloseReason::closed_by_peer(&info.message);
+                if let CloseReason::ClosedByPeer { message: Some(message) } = &reason {
+                    self.fail(LoginError::Disconnected { message: message.clone() });
+                }
+                self.session.finish(self.session.carrier.blamed().cloned().unwrap_or(reason));
+                Ok(())
+            }
+            DisconnectReason::Error(error) => {
+                self.session.finish(end_of(&error, &self.session.carrier));
+                Err(error)
+            }
+        }
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        if path == TUNNEL_PATH {
+            self.accept(channel, reply).await;
+        } else {
+            self.reject(path, reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        }
+        Ok(())
+    }
+
+    async fn should_accept_unknown_server_channel(&mut self, _: ChannelId, channel_type: &str) -> bool {
+        channel_type == PRIVATE_TYPE
+    }
+
+    async fn server_channel_open_unknown(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.accept(channel, reply).await;
+        Ok(())
+    }
+
+    // russh accepts all of the following by default.
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("forwarded-tcpip", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("auth-agent", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("session", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("direct-tcpip", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("direct-streamlocal", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("x11", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    // Every message that russh queues for a channel is charged.
+
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        _: u32,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        // Data may follow before the opener's task runs.
+        self.session.ledger.open(id);
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut RusshSession) -> Result<(), Error> {
+        self.charge(id, data.len(), session).await
+    }
+
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        data: &[u8],
+        session: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.charge(id, data.len(), session).await
+    }
+
+    async fn window_adjusted(&mut self, id: ChannelId, _: u32, session: &mut RusshSession) -> Result<(), Error> {
+        self.charge(id, 0, session).await
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, session: &mut RusshSession) -> Result<(), Error> {
+        self.charge(id, 0, session).await
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut RusshSession) -> Result<(), Error> {
+        self.session.ledger.closed_by_peer(id);
+        Ok(())
+    }
+
+    async fn channel_success(&mut self, id: ChannelId, session: &mut RusshSession) -> Result<(), Error> {
+        self.charge_request(id, 0, session)
+    }
+
+    async fn channel_failure(&mut self, id: ChannelId, session: &mut RusshSession) -> Result<(), Error> {
+        self.charge_request(id, 0, session)
+    }
+
+    async fn xon_xoff(&mut self, id: ChannelId, _: bool, session: &mut RusshSession) -> Result<(), Error> {
+        self.charge_request(id, 0, session)
+    }
+
+    async fn exit_status(&mut self, id: ChannelId, _: u32, session: &mut RusshSession) -> Result<(), Error> {
+        self.charge_request(id, 0, session)
+    }
+
+    async fn exit_signal(
+        &mut self,
+        id: ChannelId,
+        _: Sig,
+        _: bool,
+        message: &str,
+        language: &str,
+        session: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.charge_request(id, message.len() + language.len(), session)
+    }
+}
+
+/// What a russh error means for the tunnel: what this side decided, else what russh or the socket says.
+pub(super) fn end_of(error: &Error, carrier: &Carrier) -> CloseReason {
+    if let Some(decided) = carrier.blamed() {
+        return decided.clone();
+    }
+    match error {
+        Error::KeepaliveTimeout | Error::InactivityTimeout => CloseReason::KeepaliveTimeout,
+        Error::Disconnect | Error::HUP | Error::IO(_) | Error::SendError => {
+            carrier.reason().unwrap_or(CloseReason::ClosedByPeer { message: None })
+        }
+        other => CloseReason::Protocol { error: other.to_string().escape_debug().to_string() },
+    }
+}

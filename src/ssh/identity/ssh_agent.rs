@@ -1,0 +1,109 @@
+//! Talking to an ssh-agent (draft-ietf-sshm-ssh-agent), with a deadline on every answer.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use russh::Signer;
+use russh::keys::agent::client::AgentClient;
+use russh::keys::agent::{AgentIdentity, AgentSessionBinding};
+use russh::keys::{self, HashAlg};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::super::key::PublicKey;
+use super::{AuthError, SignError};
+
+/// How long an ssh-agent may take for one answer: enough to touch a security key, well within the 20 s that a hub
+/// gives a login by default.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where an ssh-agent is, and which of its keys to use.
+#[derive(Clone, Debug)]
+pub(super) struct SshAgent {
+    socket: PathBuf,
+    only: Option<PublicKey>,
+    deadline: Duration,
+}
+
+/// A connection to an ssh-agent, for one login.
+pub(super) struct Connection<'a> {
+    agent: &'a SshAgent,
+    client: AgentClient<UnixStream>,
+}
+
+impl SshAgent {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket, only: None, deadline: DEADLINE }
+    }
+
+    pub(super) fn only(&mut self, key: PublicKey) {
+        self.only = Some(key);
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Connects, and lists the keys to try: at least one.
+    pub(super) async fn connect(
+        &self,
+        session: Option<&AgentSessionBinding>,
+    ) -> Result<(Vec<AgentIdentity>, Connection<'_>), AuthError> {
+        let client = self.in_time(AgentClient::connect_uds(&self.socket)).await?;
+        let mut client = client.map_err(|error| match error {
+            keys::Error::IO(source) => self.unreachable(source),
+            other => self.broken(&other),
+        })?;
+        if let Some(session) = session {
+            // Keys may be restricted to certain hosts; the ssh-agent offers those only once it knows the host. One
+            // that does not know the request says no, and has no such keys.
+            if let Err(error) = self.in_time(client.bind_session(session, false)).await? {
+                tracing::debug!(%error, "the ssh-agent does not bind to sessions");
+            }
+        }
+        let keys = self.in_time(client.request_identities()).await?.map_err(|error| self.broken(&error))?;
+        let wanted =
+            |key: &AgentIdentity| self.only.as_ref().is_none_or(|only| key.public_key().key_data() == only.key_data());
+        let keys: Vec<_> = keys.into_iter().filter(wanted).collect();
+        if keys.is_empty() {
+            let wanted = self.only.as_ref().map(PublicKey::summary);
+            return Err(AuthError::NoKeyInSshAgent { socket: self.socket.clone(), wanted });
+        }
+        Ok((keys, Connection { agent: self, client }))
+    }
+
+    async fn in_time<F: Future>(&self, answer: F) -> Result<F::Output, AuthError> {
+        timeout(self.deadline, answer)
+            .await
+            .map_err(|_| AuthError::SshAgentSilent { socket: self.socket.clone(), after: self.deadline })
+    }
+
+    fn unreachable(&self, source: io::Error) -> AuthError {
+        AuthError::SshAgentUnreachable { socket: self.socket.clone(), source }
+    }
+
+    fn broken(&self, error: &keys::Error) -> AuthError {
+        AuthError::SshAgentBroken { socket: self.socket.clone(), reason: error.to_string() }
+    }
+}
+
+impl Signer for Connection<'_> {
+    type Error = SignError;
+
+    async fn auth_sign(
+        &mut self,
+        key: &AgentIdentity,
+        hash: Option<HashAlg>,
+        message: Vec<u8>,
+    ) -> Result<Vec<u8>, SignError> {
+        let signature = self.agent.in_time(self.client.sign_request(key, hash, message)).await;
+        match signature.map_err(SignError::Broken)? {
+            Ok(signed) => Ok(signed),
+            // Its user said no, or the key is gone or restricted.
+            Err(keys::Error::AgentFailure) => Err(SignError::Declined("the ssh-agent declined to sign".into())),
+            Err(error) => Err(SignError::Broken(self.agent.broken(&error))),
+        }
+    }
+}

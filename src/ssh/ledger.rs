@@ -1,0 +1,323 @@
+//! What each channel has received and nobody has read yet.
+//!
+//! russh hands a channel's messages over in a bounded queue and stops the *whole session* when one queue is full. So
+//! the queues are made too long to fill up ([`QUEUE_MESSAGES`]) and bounded here, in bytes: every message is charged
+//! when it arrives and refunded when it is read. A tunnel over its bound is paused for at most [`PATIENCE`], so that
+//! readers who only lag catch up; then the channel with the longest queue is closed, and the tunnel lives.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use russh::ChannelId;
+use tokio::sync::Notify;
+
+/// What one queued message costs beside its bytes: the queue's slot and the header of its buffer, rounded up.
+const MESSAGE_COST: usize = 128;
+
+/// More messages than any bound in bytes lets in at [`MESSAGE_COST`] each, so russh's queue is never full.
+pub(super) const QUEUE_MESSAGES: usize = u32::MAX as usize / MESSAGE_COST;
+
+/// How long a tunnel over its bound waits for its readers before a channel is closed.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a peer may send in requests on one channel, which no tunnel needs: bytes, all requests together.
+const REQUESTS: usize = 16 * 1024;
+
+const OPEN: u8 = 0;
+const CLOSED: u8 = 1;
+const OVERFLOWED: u8 = 2;
+
+/// The account of one channel.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    queued: AtomicUsize,
+    /// What was queued when the channel was closed for it; held until its reader drops it.
+    abandoned: AtomicUsize,
+    requests: AtomicUsize,
+    state: AtomicU8,
+    writer: Mutex<Option<Waker>>,
+    totals: Arc<Totals>,
+}
+
+#[derive(Debug, Default)]
+struct Totals {
+    queued: AtomicUsize,
+    abandoned: AtomicUsize,
+    /// The session waits for a refund.
+    paused: AtomicBool,
+    refunded: Notify,
+}
+
+impl Totals {
+    fn refund(&self, cost: usize) {
+        self.queued.fetch_sub(cost, Ordering::AcqRel);
+        if self.paused.load(Ordering::Acquire) {
+            self.refunded.notify_one();
+        }
+    }
+}
+
+impl Inbound {
+    /// One message of `len` bytes was read.
+    pub(super) fn refund(&self, len: usize) {
+        let cost = len + MESSAGE_COST;
+        // The message may be read before the session has charged it; both counters wrap and meet again.
+        self.queued.fetch_sub(cost, Ordering::AcqRel);
+        self.totals.refund(cost);
+    }
+
+    /// The channel was closed because its queue was too long.
+    pub(super) fn overflowed(&self) -> bool {
+        self.state.load(Ordering::Acquire) == OVERFLOWED
+    }
+
+    /// Nothing can be sent on the channel any more.
+    pub(super) fn closed(&self) -> bool {
+        self.state.load(Ordering::Acquire) != OPEN
+    }
+
+    /// Remembers whom to wake when the channel closes while a write waits for its window.
+    pub(super) fn register_writer(&self, waker: &Waker) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !writer.as_ref().is_some_and(|w| w.will_wake(waker)) {
+            *writer = Some(waker.clone());
+        }
+    }
+
+    fn close(&self, state: u8) {
+        let _ = self.state.compare_exchange(OPEN, state, Ordering::AcqRel, Ordering::Acquire); // the first state stands
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = writer {
+            waker.wake();
+        }
+    }
+
+    fn balance(&self) -> usize {
+        signed(self.queued.load(Ordering::Acquire))
+    }
+}
+
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        // What was never read is gone with its channel.
+        self.totals.abandoned.fetch_sub(*self.abandoned.get_mut(), Ordering::AcqRel);
+        self.totals.refund(*self.queued.get_mut());
+    }
+}
+
+/// A counter that is refunded before it is charged is briefly below zero.
+fn signed(counter: usize) -> usize {
+    if counter > usize::MAX / 2 { 0 } else { counter }
+}
+
+/// What the session has to do after a message was charged.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Fine,
+    /// Close this channel.
+    Close(ChannelId),
+    /// End the tunnel: closing channels does not free enough.
+    End,
+}
+
+/// The accounts of one tunnel's channels.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    channels: Mutex<HashMap<ChannelId, Arc<Inbound>>>,
+    totals: Arc<Totals>,
+    limit: usize,
+}
+
+impl Ledger {
+    /// A ledger for a tunnel whose channels may hold `limit` bytes unread, all together.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { channels: Mutex::default(), totals: Arc::default(), limit }
+    }
+
+    fn channels(&self) -> MutexGuard<'_, HashMap<ChannelId, Arc<Inbound>>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the account of a channel; the second opening finds the first.
+    pub(super) fn open(&self, id: ChannelId) -> Arc<Inbound> {
+        let inbound = || Inbound {
+            queued: AtomicUsize::new(0),
+            abandoned: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            state: AtomicU8::new(OPEN),
+            writer: Mutex::new(None),
+            totals: self.totals.clone(),
+        };
+        self.channels().entry(id).or_insert_with(|| Arc::new(inbound())).clone()
+    }
+
+    /// How many channels are open.
+    pub(super) fn len(&self) -> usize {
+        self.channels().len()
+    }
+
+    /// A message of `len` bytes was queued for a channel. Call it for every kind of message that is queued.
+    pub(super) async fn charge(&self, id: ChannelId, len: usize) -> Verdict {
+        let Some(inbound) = self.channels().get(&id).cloned() else { return Verdict::Fine };
+        let cost = len + MESSAGE_COST;
+        inbound.queued.fetch_add(cost, Ordering::AcqRel);
+        self.totals.queued.fetch_add(cost, Ordering::AcqRel);
+        if self.within_limit() {
+            return Verdict::Fine;
+        }
+        drop(inbound);
+        self.wait_for_readers().await;
+        if self.within_limit() { Verdict::Fine } else { self.close_longest() }
+    }
+
+    /// A request of `len` bytes arrived on a channel. Requests are refused and never refunded.
+    pub(super) fn charge_request(&self, id: ChannelId, len: usize) -> Verdict {
+        let Some(inbound) = self.channels().get(&id).cloned() else { return Verdict::Fine };
+        let cost = len + MESSAGE_COST;
+        if inbound.requests.fetch_add(cost, Ordering::AcqRel) + cost > REQUESTS {
+            inbound.close(OVERFLOWED);
+            return Verdict::Close(id);
+        }
+        Verdict::Fine
+    }
+
+    fn within_limit(&self) -> bool {
+        signed(self.totals.queued.load(Ordering::Acquire)) <= self.limit
+    }
+
+    async fn wait_for_readers(&self) {
+        self.totals.paused.store(true, Ordering::Release);
+        let caught_up = async {
+            while !self.within_limit() {
+                self.totals.refunded.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(PATIENCE, caught_up).await; // the caller looks at the balance again
+        self.totals.paused.store(false, Ordering::Release);
+    }
+
+    fn close_longest(&self) -> Verdict {
+        let mut channels = self.channels();
+        let longest = channels.iter().max_by_key(|(_, inbound)| inbound.balance()).map(|(id, _)| *id);
+        let Some(id) = longest else { return Verdict::Fine };
+        if let Some(inbound) = channels.remove(&id) {
+            // What it holds no longer counts as queued: the next message must not find the tunnel over its bound
+            // again. It is memory all the same until the reader lets go of it.
+            let held = signed(inbound.queued.swap(0, Ordering::AcqRel));
+            inbound.abandoned.store(held, Ordering::Release);
+            self.totals.refund(held);
+            inbound.close(OVERFLOWED);
+            if self.totals.abandoned.fetch_add(held, Ordering::AcqRel) + held > self.limit.saturating_mul(2) {
+                return Verdict::End;
+            }
+        }
+        Verdict::Close(id)
+    }
+
+    /// The peer closed the channel.
+    pub(super) fn closed_by_peer(&self, id: ChannelId) {
+        if let Some(inbound) = self.channels().remove(&id) {
+            inbound.close(CLOSED);
+        }
+    }
+
+    /// This side gave the channel up.
+    pub(super) fn forget(&self, id: ChannelId, inbound: &Arc<Inbound>) {
+        let mut channels = self.channels();
+        // The id may have been used again since.
+        if channels.get(&id).is_some_and(|known| Arc::ptr_eq(known, inbound)) {
+            channels.remove(&id);
+        }
+        inbound.close(CLOSED);
+    }
+
+    /// The tunnel ended.
+    pub(super) fn close_all(&self) {
+        for (_, inbound) in self.channels().drain() {
+            inbound.close(CLOSED);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ids as russh makes them; their constructor is private, their wire form is not.
+    fn id(n: u32) -> ChannelId {
+        use russh::keys::ssh_key::encoding::Decode;
+        ChannelId::decode(&mut &n.to_be_bytes()[..]).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn longest_queue_is_closed_and_the_others_live() {
+        let ledger = Ledger::new(1000);
+        let (a, b) = (ledger.open(id(1)), ledger.open(id(2)));
+        assert_eq!(ledger.charge(id(1), 500).await, Verdict::Fine);
+        assert_eq!(ledger.charge(id(2), 600).await, Verdict::Close(id(2)));
+        assert!(b.overflowed() && !a.closed());
+        assert_eq!(ledger.charge(id(1), 100).await, Verdict::Fine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reader_that_catches_up_keeps_its_channel() {
+        let ledger = Arc::new(Ledger::new(1000));
+        let a = ledger.open(id(1));
+        assert_eq!(ledger.charge(id(1), 800).await, Verdict::Fine);
+        let charging = tokio::spawn({
+            let ledger = ledger.clone();
+            async move { ledger.charge(id(1), 800).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!charging.is_finished());
+        a.refund(800);
+        assert_eq!(charging.await.unwrap(), Verdict::Fine);
+        assert!(!a.closed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn abandoned_queues_end_the_tunnel() {
+        let ledger = Ledger::new(1000);
+        let mut kept = Vec::new();
+        let mut verdicts = Vec::new();
+        for n in 1..=3 {
+            kept.push(ledger.open(id(n)));
+            verdicts.push(ledger.charge(id(n), 900).await);
+        }
+        assert_eq!(verdicts, [Verdict::Close(id(1)), Verdict::Close(id(2)), Verdict::End]);
+        drop(kept);
+        assert_eq!(ledger.totals.abandoned.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn dropped_channel_is_refunded() {
+        let ledger = Ledger::new(1000);
+        let a = ledger.open(id(1));
+        assert_eq!(ledger.charge(id(1), 800).await, Verdict::Fine);
+        ledger.forget(id(1), &a);
+        drop(a);
+        assert_eq!(ledger.totals.queued.load(Ordering::Relaxed), 0);
+        assert_eq!(ledger.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn message_may_be_read_before_it_is_charged() {
+        let ledger = Ledger::new(1000);
+        let a = ledger.open(id(1));
+        a.refund(300);
+        assert_eq!(ledger.charge(id(1), 300).await, Verdict::Fine);
+        assert_eq!(a.balance(), 0);
+    }
+
+    #[test]
+    fn requests_are_bounded() {
+        let ledger = Ledger::new(1000);
+        let a = ledger.open(id(1));
+        assert_eq!(ledger.charge_request(id(1), 1000), Verdict::Fine);
+        assert_eq!(ledger.charge_request(id(1), REQUESTS), Verdict::Close(id(1)));
+        assert!(a.overflowed());
+    }
+}

@@ -1,0 +1,501 @@
+//! The hub's end of a session.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::keys::ssh_key;
+use russh::server::{
+    Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session as RusshSession, VerifiedPublicKey,
+};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Error, Pty, Sig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::authorized_keys::certificate::Certificate;
+use super::authorizer::{Authorizer, Claim, Credential, Grant};
+use super::client::end_of;
+use super::config::TunnelConfig;
+use super::io::TunnelIo;
+use super::key::PublicKey;
+use super::session::{Opener, Session, SessionParts, TUNNEL_PATH};
+use super::write_behind::{Carrier, WriteBehind};
+use crate::close::CloseReason;
+use crate::id::AgentId;
+use crate::incoming::{Acceptor, NotTaken};
+use crate::tunnel::TunnelId;
+
+/// Keys that a stranger may name without proving that it has them.
+const MAX_PROBES: usize = 8;
+
+/// The hub, as a session sees it.
+pub(crate) trait Gate: Send + Sync + 'static {
+    /// An agent has proved who it is. `Err` says why its tunnel is not wanted all the same.
+    fn admit(&self, session: &Arc<Session>, proof: Proof) -> Result<(), String>;
+    /// The agent can be called from now on.
+    fn ready(&self, session: &Arc<Session>) -> Result<(), String>;
+    /// The agent does not want to be called any more.
+    fn unready(&self, session: &Arc<Session>);
+}
+
+/// What an agent proved itself with.
+#[derive(Debug, Clone)]
+pub(crate) struct Proof {
+    pub(crate) grant: Grant,
+    /// The key, or the certificate's authority: who may take the id over.
+    pub(crate) holder: String,
+}
+
+/// What every session of one hub shares.
+pub(crate) struct Door {
+    pub(crate) russh: Arc<Config>,
+    pub(crate) config: TunnelConfig,
+    pub(crate) max_auth_attempts: usize,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) gate: Arc<dyn Gate>,
+    pub(crate) acceptor: Arc<Acceptor>,
+}
+
+/// How a connection of a stranger ended before it was an agent's.
+#[derive(Debug)]
+pub(crate) enum Turned {
+    TimedOut { after: Duration },
+    Left { error: String },
+}
+
+/// Serves one connection to its end. Returns early only for one that never authenticated.
+///
+/// `authenticated` is set when the stranger has become an agent. Dropping the future ends the session.
+pub(crate) async fn serve<S>(
+    stream: S,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    door: Arc<Door>,
+    authenticated: watch::Sender<bool>,
+) -> Result<(), Turned>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let carrier = Arc::new(Carrier::default());
+    let _end = KillOnDrop(carrier.clone());
+    let after = door.config.login_timeout;
+    let deadline = Instant::now() + after;
+    let mut admitted = authenticated.subscribe();
+    let (found, session) = watch::channel(None);
+    let handler = ServerHandler {
+        door: door.clone(),
+        carrier: carrier.clone(),
+        local,
+        peer,
+        claim: None,
+        failures: 0,
+        probes: 0,
+        session: None,
+        found,
+        authenticated,
+    };
+
+    let left = |error: Error| Turned::Left { error: error.to_string().escape_debug().to_string() };
+    let stream = WriteBehind::new(stream, carrier.clone());
+    let started = timeout_at(deadline, russh::server::run_stream(door.russh.clone(), stream, handler)).await;
+    let mut running = started.map_err(|_| Turned::TimedOut { after })?.map_err(left)?;
+
+    let early = tokio::select! {
+        ended = &mut running => Some(ended),
+        _ = admitted.wait_for(|yes| *yes) => None,
+        () = tokio::time::sleep_until(deadline) => return Err(Turned::TimedOut { after }),
+    };
+    let ended = match early {
+        Some(ended) => ended,
+        None => running.await,
+    };
+    // The handler is gone with its session, so this is the last word.
+    let session = session.borrow().clone();
+    match (session, ended) {
+        (Some(session), ended) => {
+            let reason = match &ended {
+                Ok(()) => carrier.reason().unwrap_or(CloseReason::ClosedByPeer { message: None }),
+                Err(error) => end_of(error, &carrier),
+            };
+            session.finish(reason);
+            Ok(())
+        }
+        (None, Ok(())) => Err(Turned::Left { error: "left before it had authenticated".into() }),
+        (None, Err(error)) => Err(left(error)),
+    }
+}
+
+struct KillOnDrop(Arc<Carrier>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.0.kill(CloseReason::ClosedLocally);
+    }
+}
+
+/// russh's callbacks on the hub.
+struct ServerHandler {
+    door: Arc<Door>,
+    carrier: Arc<Carrier>,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    /// Set by a verified key or certificate, and by nothing else.
+    claim: Option<(AgentId, Proof)>,
+    failures: usize,
+    probes: usize,
+    session: Option<Arc<Session>>,
+    found: watch::Sender<Option<Arc<Session>>>,
+    authenticated: watch::Sender<bool>,
+}
+
+impl Drop for ServerHandler {
+    /// The session owns its handler. When nobody is left to see how it ended, this side ended it.
+    fn drop(&mut self) {
+        if let (Some(session), Some(decided)) = (&self.session, self.carrier.blamed()) {
+            session.finish(decided.clone());
+        }
+    }
+}
+
+impl ServerHandler {
+    /// Asks the authorizer. What it says against a claim is for the hub's log; a stranger learns only "no".
+    async fn ask(&mut self, user: &str, credential: Credential) -> Option<(AgentId, Grant)> {
+        if self.failures >= self.door.max_auth_attempts {
+            return None;
+        }
+        let peer = self.peer;
+        let agent_id = match user.parse::<AgentId>() {
+            Ok(id) => id,
+            Err(error) => {
+                self.failures += 1;
+                tracing::debug!(?peer, %error, "login refused");
+                return None;
+            }
+        };
+        let claim = Claim::new(agent_id.clone(), credential, peer);
+        match self.door.authorizer.authorize(&claim).await {
+            Ok(grant) => Some((agent_id, grant)),
+            Err(denied) => {
+                self.failures += 1;
+                // A stranger can cause this at will, so it is no warning.
+                tracing::info!(?peer, agent = %agent_id, why = %denied, "login refused");
+                None
+            }
+        }
+    }
+
+    async fn accept(&self, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+        let Some(session) = &self.session else { return };
+        if session.ledger.len() >= self.door.config.max_channels || session.is_draining() {
+            return reply.reject(ChannelOpenFailure::ResourceShortage).await;
+        }
+        match self.door.acceptor.reserve() {
+            Ok(permit) => {
+                let io = TunnelIo::from_server(session.clone(), channel);
+                reply.accept().await;
+                permit.send(io);
+            }
+            Err(NotTaken::Full) => reply.reject(ChannelOpenFailure::ResourceShortage).await,
+            Err(NotTaken::NoServer) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+        }
+    }
+
+    async fn reject(&self, what: &str, reply: ChannelOpenHandle) {
+        tracing::debug!(peer = ?self.peer, kind = %what.escape_debug(), "channel rejected");
+        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+    }
+
+    async fn charge(&self, id: ChannelId, len: usize, russh: &mut RusshSession) -> Result<(), Error> {
+        let Some(session) = &self.session else { return Ok(()) };
+        let verdict = session.ledger.charge(id, len).await;
+        session.obey(verdict, |id| russh.close(id))
+    }
+
+    /// Requests on a channel mean nothing here: refused, and counted.
+    fn refuse_request(&self, id: ChannelId, len: usize, russh: &mut RusshSession) -> Result<(), Error> {
+        russh.channel_failure(id)?;
+        let Some(session) = &self.session else { return Ok(()) };
+        let verdict = session.ledger.charge_request(id, len);
+        session.obey(verdict, |id| russh.close(id))
+    }
+}
+
+impl Handler for ServerHandler {
+    type Error = Error;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        self.probes += 1;
+        if self.probes > MAX_PROBES {
+            return Ok(Auth::reject());
+        }
+        // A certificate is offered by its key alone; only its authority can tell, and only once it is verified.
+        if self.door.authorizer.accepts_certificates() {
+            return Ok(Auth::Accept);
+        }
+        let key = Credential::Key(PublicKey::new(offer.public_key.key_data().clone(), ""));
+        Ok(if self.ask(user, key).await.is_some() { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        let key = PublicKey::new(key.public_key.key_data().clone(), "");
+        let holder = key.fingerprint();
+        let granted = self.ask(user, Credential::Key(key)).await;
+        Ok(self.settle(granted, holder))
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &ssh_key::Certificate,
+    ) -> Result<Auth, Error> {
+        let certificate = Certificate::from(certificate.clone());
+        let holder = format!("authority {}", certificate.authority_fingerprint());
+        let granted = self.ask(user, Credential::Certificate(certificate)).await;
+        Ok(self.settle(granted, holder))
+    }
+
+    async fn auth_succeeded(&mut self, russh: &mut RusshSession) -> Result<(), Error> {
+        // Only a verified key or certificate leads here, and it set the claim.
+        let Some((agent, proof)) = self.claim.take() else { return Err(Error::Inconsistent) };
+        let id = TunnelId::next();
+        let span = tracing::info_span!("tunnel", agent = %agent, id = %id, peer = ?self.peer);
+        let session = Session::new(SessionParts {
+            id,
+            agent,
+            local: self.local,
+            peer: self.peer,
+            carrier: self.carrier.clone(),
+            window: self.door.config.window,
+            open_timeout: self.door.config.open_timeout,
+            span,
+        });
+        session.set_opener(Opener::Server(russh.handle()));
+        if let Err(reason) = self.door.gate.admit(&session, proof) {
+            session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
+            self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
+            return russh.disconnect(Disconnect::ByApplication, &reason, "en");
+        }
+        self.session = Some(session.clone());
+        self.found.send_replace(Some(session));
+        self.authenticated.send_replace(true);
+        Ok(())
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, russh: &mut RusshSession) -> Result<bool, Error> {
+        let Some(session) = &self.session else { return Ok(false) };
+        if path != TUNNEL_PATH {
+            session.span.in_scope(|| tracing::info!(path = %path.escape_debug(), "forward refused: wrong path"));
+            return Ok(false);
+        }
+        match self.door.gate.ready(session) {
+            Ok(()) => Ok(true),
+            Err(reason) => {
+                session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
+                self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
+                russh.disconnect(Disconnect::ByApplication, &reason, "en")?;
+                Ok(false)
+            }
+        }
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, path: &str, _: &mut RusshSession) -> Result<bool, Error> {
+        match &self.session {
+            Some(session) if path == TUNNEL_PATH => {
+                self.door.gate.unready(session);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        if path == TUNNEL_PATH {
+            self.accept(channel, reply).await;
+        } else {
+            self.reject(path, reply).await;
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("session", reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("x11", reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("direct-tcpip", reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.reject("forwarded-tcpip", reply).await;
+        Ok(())
+    }
+
+    // Every message that russh queues for a channel is charged.
+
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        _: u32,
+        _: &mut RusshSession,
+    ) -> Result<(), Error> {
+        // Data may follow before the opener's task runs.
+        if let Some(session) = &self.session {
+            session.ledger.open(id);
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], russh: &mut RusshSession) -> Result<(), Error> {
+        self.charge(id, data.len(), russh).await
+    }
+
+    async fn extended_data(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        data: &[u8],
+        russh: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.charge(id, data.len(), russh).await
+    }
+
+    async fn window_adjusted(&mut self, id: ChannelId, _: u32, russh: &mut RusshSession) -> Result<(), Error> {
+        self.charge(id, 0, russh).await
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, russh: &mut RusshSession) -> Result<(), Error> {
+        self.charge(id, 0, russh).await
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut RusshSession) -> Result<(), Error> {
+        if let Some(session) = &self.session {
+            session.ledger.closed_by_peer(id);
+        }
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        modes: &[(Pty, u32)],
+        russh: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.refuse_request(id, term.len() + 8 * modes.len(), russh)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _: bool,
+        protocol: &str,
+        cookie: &str,
+        _: u32,
+        russh: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.refuse_request(id, protocol.len() + cookie.len(), russh)
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        russh: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.refuse_request(id, name.len() + value.len(), russh)
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, russh: &mut RusshSession) -> Result<(), Error> {
+        self.refuse_request(id, 0, russh)
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, command: &[u8], russh: &mut RusshSession) -> Result<(), Error> {
+        self.refuse_request(id, command.len(), russh)
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, russh: &mut RusshSession) -> Result<(), Error> {
+        self.refuse_request(id, name.len(), russh)
+    }
+
+    async fn agent_request(&mut self, id: ChannelId, russh: &mut RusshSession) -> Result<bool, Error> {
+        self.refuse_request(id, 0, russh).map(|()| false)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        russh: &mut RusshSession,
+    ) -> Result<(), Error> {
+        self.refuse_request(id, 0, russh)
+    }
+
+    async fn signal(&mut self, id: ChannelId, _: Sig, russh: &mut RusshSession) -> Result<(), Error> {
+        self.refuse_request(id, 32, russh)
+    }
+}
+
+impl ServerHandler {
+    fn settle(&mut self, granted: Option<(AgentId, Grant)>, holder: String) -> Auth {
+        match granted {
+            Some((agent, grant)) => {
+                self.claim = Some((agent, Proof { grant, holder }));
+                Auth::Accept
+            }
+            None => Auth::reject(),
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! One SSH session as the rest of the crate sees it: opens channels, ends, says why.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use russh::{ChannelOpenFailure, client, server};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::Span;
+
+use super::client::ClientHandler;
+use super::io::TunnelIo;
+use super::ledger::{Ledger, Verdict};
+use super::write_behind::Carrier;
+use crate::channel::SharedConnection;
+use crate::close::{CloseReason, Disconnected};
+use crate::connector::DialError;
+use crate::id::AgentId;
+use crate::tunnel::TunnelId;
+
+/// The path that stands for a tunnel's gRPC service in streamlocal messages (OpenSSH PROTOCOL §2.4).
+pub(crate) const TUNNEL_PATH: &str = "/grpc-tunnel";
+
+/// Channel opens that may wait for the peer's answer at once; more wait in line.
+const PENDING_OPENS: usize = 64;
+
+/// How long a goodbye may take before the connection is dropped.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// russh keeps about 3.9 kB for each channel that this side closed first, as long as the session lives. A tunnel that
+/// has closed this many (16 MB) is due for renewal.
+pub(crate) const RENEW_AFTER: u64 = 4096;
+
+/// The hub ends a tunnel that has closed this many channels (64 MB) and was not renewed: a stock SSH client cannot.
+pub(crate) const CLOSED_CHANNELS_MAX: u64 = 4 * RENEW_AFTER;
+
+/// How a session's channels are opened, by side.
+pub(super) enum Opener {
+    Client(Arc<client::Handle<ClientHandler>>),
+    Server(server::Handle),
+}
+
+/// One live (or just ended) tunnel. The user's handles and every channel share it.
+pub(crate) struct Session {
+    pub(crate) id: TunnelId,
+    pub(crate) agent: AgentId,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) since: SystemTime,
+    pub(crate) span: Span,
+    /// The long-lived HTTP/2 connection for this side's own calls.
+    pub(crate) shared: SharedConnection,
+    pub(super) carrier: Arc<Carrier>,
+    pub(super) ledger: Ledger,
+    /// Runs what must outlive its caller, also when that caller has no runtime of its own.
+    pub(super) runtime: Handle,
+    opener: OnceLock<Opener>,
+    opens: Arc<Semaphore>,
+    open_timeout: Duration,
+    draining: AtomicBool,
+    closed_channels: AtomicU64,
+    channels: watch::Sender<usize>,
+    disconnected: watch::Sender<Option<Disconnected>>,
+}
+
+/// What a session is made of.
+pub(crate) struct SessionParts {
+    pub(crate) id: TunnelId,
+    pub(crate) agent: AgentId,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) carrier: Arc<Carrier>,
+    pub(crate) window: u32,
+    pub(crate) open_timeout: Duration,
+    pub(crate) span: Span,
+}
+
+impl Session {
+    pub(super) fn new(parts: SessionParts) -> Arc<Self> {
+        let SessionParts { agent, local, peer, carrier, window, open_timeout, id, span } = parts;
+        Arc::new(Self {
+            id,
+            agent,
+            local,
+            peer,
+            since: SystemTime::now(),
+            span,
+            shared: SharedConnection::default(),
+            carrier,
+            ledger: Ledger::new(2 * window as usize),
+            runtime: Handle::current(),
+            opener: OnceLock::new(),
+            opens: Arc::new(Semaphore::new(PENDING_OPENS)),
+            open_timeout,
+            draining: AtomicBool::new(false),
+            closed_channels: AtomicU64::new(0),
+            channels: watch::Sender::new(0),
+            disconnected: watch::Sender::new(None),
+        })
+    }
+
+    pub(super) fn set_opener(&self, opener: Opener) {
+        let _ = self.opener.set(opener); // set once, by whoever made the session
+    }
+
+    /// Opens a channel to the peer's tunnel service.
+    ///
+    /// The open itself runs in a task of its own: a cancelled open would harm the peer's session. Dropping this future
+    /// leaves that task to finish, and the channel, if it comes, is closed.
+    pub(crate) async fn open(self: &Arc<Self>) -> Result<TunnelIo, DialError> {
+        if let Some(gone) = self.disconnected.borrow().clone() {
+            return Err(DialError::Disconnected { agent: self.agent.clone(), gone });
+        }
+        if self.draining.load(Ordering::Acquire) {
+            return Err(DialError::Draining { agent: self.agent.clone() });
+        }
+        let (answer, opened) = oneshot::channel();
+        let session = self.clone();
+        self.runtime.spawn(async move {
+            let result = session.open_to_the_end().await;
+            // Nobody may be waiting any more: then the channel is dropped here, which closes it.
+            let _ = answer.send(result);
+        });
+        match tokio::time::timeout(self.open_timeout, opened).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.gone().await),
+            Err(_) => Err(DialError::TimedOut { agent: self.agent.clone(), after: self.open_timeout }),
+        }
+    }
+
+    async fn open_to_the_end(self: Arc<Self>) -> Result<TunnelIo, DialError> {
+        let Some(opener) = self.opener.get() else { return Err(self.gone().await) };
+        let _permit = tokio::select! {
+            permit = self.opens.acquire() => permit,
+            gone = self.gone() => return Err(gone),
+        };
+        let opened = match opener {
+            Opener::Client(handle) => {
+                let channel = handle.channel_open_direct_streamlocal(TUNNEL_PATH).await;
+                channel.map(|channel| TunnelIo::from_client(self.clone(), channel))
+            }
+            Opener::Server(handle) => {
+                let channel = handle.channel_open_forwarded_streamlocal(TUNNEL_PATH).await;
+                channel.map(|channel| TunnelIo::from_server(self.clone(), channel))
+            }
+        };
+        match opened {
+            Ok(io) => Ok(io),
+            Err(russh::Error::ChannelOpenFailure(reason)) => {
+                Err(DialError::Rejected { agent: self.agent.clone(), reason: rejection(&reason) })
+            }
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
+    /// Waits until the tunnel has ended, then says so as a failed dial.
+    async fn gone(&self) -> DialError {
+        DialError::Disconnected { agent: self.agent.clone(), gone: self.closed().await }
+    }
+
+    /// A channel exists from here on; [`Session::channel_closed`] ends that.
+    pub(crate) fn channel_opened(&self) {
+        self.channels.send_modify(|open| *open += 1);
+    }
+
+    pub(crate) fn channel_closed(&self) {
+        self.channels.send_modify(|open| *open -= 1);
+        let closed = self.closed_channels.fetch_add(1, Ordering::Relaxed) + 1;
+        if closed == CLOSED_CHANNELS_MAX && matches!(self.opener.get(), Some(Opener::Server(_))) {
+            self.close(CloseReason::Refused { reason: "this tunnel has closed too many channels: reconnect".into() });
+        }
+    }
+
+    /// How many channels are open, as it changes.
+    pub(crate) fn channels(&self) -> watch::Receiver<usize> {
+        self.channels.subscribe()
+    }
+
+    pub(crate) fn closed_channels(&self) -> u64 {
+        self.closed_channels.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new channels from now on; those that are open live on.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.shared.retire();
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// On an agent: asks the hub to open no more channels, and waits a moment for its answer.
+    pub(crate) async fn take_no_calls(&self) {
+        if let Some(Opener::Client(handle)) = self.opener.get() {
+            // A hub that does not answer learns of it from the channels that are refused.
+            let _ = tokio::time::timeout(GOODBYE, handle.cancel_streamlocal_forward(TUNNEL_PATH)).await;
+        }
+    }
+
+    /// Waits until no channel is open or the tunnel is gone.
+    pub(crate) async fn drained(&self) {
+        let mut channels = self.channels.subscribe();
+        tokio::select! {
+            _ = channels.wait_for(|open| *open == 0) => {}
+            _ = self.closed() => {}
+        }
+    }
+
+    /// Drains, then closes: at once when nothing is open, at the latest after `limit`.
+    pub(crate) async fn drain_and_close(&self, limit: Duration, reason: CloseReason) {
+        self.drain();
+        let _ = tokio::time::timeout(limit, self.drained()).await; // what is still open then is cut off
+        self.close(reason);
+        self.closed().await;
+    }
+
+    /// Ends the tunnel: says goodbye, and drops the connection when that takes too long. Returns at once.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        if self.disconnected.borrow().is_some() {
+            return;
+        }
+        self.carrier.blame(reason.clone());
+        let farewell = match self.opener.get() {
+            Some(Opener::Client(handle)) => Opener::Client(handle.clone()),
+            Some(Opener::Server(handle)) => Opener::Server(handle.clone()),
+            None => return self.carrier.kill(reason),
+        };
+        let carrier = self.carrier.clone();
+        let mut ended = self.disconnected.subscribe();
+        self.runtime.spawn(async move {
+            let text = reason.to_string();
+            let goodbye = async {
+                // A session that is already gone needs no goodbye.
+                let _ = match &farewell {
+                    Opener::Client(h) => h.disconnect(russh::Disconnect::ByApplication, &text, "en").await,
+                    Opener::Server(h) => {
+                        h.disconnect(russh::Disconnect::ByApplication, text.clone(), "en".into()).await
+                    }
+                };
+                let _ = ended.wait_for(Option::is_some).await; // an error means the session is gone altogether
+            };
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+            carrier.kill(reason);
+        });
+    }
+
+    /// The tunnel has ended: tells everybody. The first call stands.
+    pub(super) fn finish(&self, reason: CloseReason) {
+        let first = self.disconnected.send_if_modified(|gone| {
+            let first = gone.is_none();
+            gone.get_or_insert_with(|| Disconnected::now(reason.clone()));
+            first
+        });
+        if first {
+            self.span.in_scope(|| match &reason {
+                CloseReason::ClosedLocally | CloseReason::Shutdown | CloseReason::Replaced => {
+                    tracing::info!(%reason, "tunnel closed");
+                }
+                _ => tracing::warn!(%reason, "tunnel lost"),
+            });
+            self.ledger.close_all();
+        }
+    }
+
+    /// Why and when the tunnel ended, as soon as it does.
+    pub(crate) fn disconnected(&self) -> watch::Receiver<Option<Disconnected>> {
+        self.disconnected.subscribe()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.disconnected.borrow().is_some()
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn closed(&self) -> Disconnected {
+        let mut gone = self.disconnected.subscribe();
+        let gone = gone.wait_for(Option::is_some).await.map(|gone| gone.clone());
+        match gone {
+            Ok(Some(gone)) => gone,
+            // The sender lives as long as `self`.
+            Ok(None) | Err(_) => Disconnected::now(CloseReason::ClosedLocally),
+        }
+    }
+
+    /// What both handlers do with the ledger's word on a message.
+    pub(super) fn obey(
+        &self,
+        verdict: Verdict,
+        close: impl FnOnce(russh::ChannelId) -> Result<(), russh::Error>,
+    ) -> Result<(), russh::Error> {
+        match verdict {
+            Verdict::Fine => Ok(()),
+            Verdict::Close(id) => {
+                self.span.in_scope(|| tracing::warn!(channel = id.number(), "channel closed: its queue grew too long"));
+                close(id)
+            }
+            Verdict::End => {
+                self.carrier.kill(CloseReason::Protocol { error: "more unread data than the tunnel's bound".into() });
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("id", &self.id)
+            .field("agent", &self.agent)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An RFC 4254 §5.1 reason in words. Texts of the peer do not reach us here; codes do.
+fn rejection(reason: &ChannelOpenFailure) -> String {
+    match reason {
+        ChannelOpenFailure::AdministrativelyProhibited => "administratively prohibited".into(),
+        ChannelOpenFailure::ConnectFailed => "connect failed: is the service behind the agent running?".into(),
+        ChannelOpenFailure::UnknownChannelType => "unknown channel type".into(),
+        ChannelOpenFailure::ResourceShortage => "resource shortage: too many channels are open or waiting".into(),
+        ChannelOpenFailure::Other { code, .. } => format!("reason code {code}"),
+    }
+}

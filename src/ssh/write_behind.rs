@@ -1,0 +1,348 @@
+//! A stream that never makes the SSH session wait for the socket.
+//!
+//! russh's session loop writes without reading. Two ends with more to send than the path holds would then wait for
+//! each other for ever. Here a write always succeeds: it is offered to the socket first, and what the socket refuses
+//! is kept and sent from every later poll, of reads too (the session always has a read pending). How much is kept is
+//! visible to the channels above ([`Carrier::poll_clear`]), which stop writing while it is more than a small mark, so
+//! that the queue stays short. A peer that lets it grow to [`QUEUE_CAP`] all the same, or that takes no byte for
+//! [`STALL`], loses the tunnel.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::close::CloseReason;
+
+/// Above this backlog the channels wait. Small, so that a small call is not stuck behind bulk; large enough to keep
+/// the socket busy between two polls.
+const QUEUE_MARK: usize = 256 * 1024;
+
+/// An honest peer never gets here: the mark stops the channels, and what is left is bounded by russh's own queues.
+const QUEUE_CAP: usize = 32 * 1024 * 1024;
+
+/// How long a peer may take no byte while some are waiting for it.
+const STALL: Duration = Duration::from_secs(30);
+
+/// How long a deliberate close waits for the goodbye to leave.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Memory kept for the next burst once the queue is empty.
+const QUEUE_KEEP: usize = 64 * 1024;
+
+/// What the session, its channels and its owner share of one carrier.
+#[derive(Debug, Default)]
+pub(crate) struct Carrier {
+    queued: AtomicUsize,
+    /// Channels that wait for the queue to shorten: at most one waker for each task that writes.
+    writers: Mutex<Vec<Waker>>,
+    killed: AtomicBool,
+    reader: Mutex<Option<Waker>>,
+    /// Why the tunnel was ended from this side; the first reason stands.
+    fault: OnceLock<CloseReason>,
+    /// What the socket said, for a session that cannot tell.
+    seen: OnceLock<CloseReason>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can panic half-way, so a poisoned lock still holds sound data.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Carrier {
+    /// Ready once little enough is waiting for the socket.
+    pub(crate) fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.queued.load(Ordering::Acquire) <= QUEUE_MARK {
+            return Poll::Ready(());
+        }
+        let mut writers = lock(&self.writers);
+        // The queue is drained before its waiters are taken: look again under the lock.
+        if self.queued.load(Ordering::Acquire) <= QUEUE_MARK || self.killed.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        if !writers.iter().any(|w| w.will_wake(cx.waker())) {
+            writers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Records why this side ends the tunnel. The first reason stands.
+    pub(crate) fn blame(&self, reason: CloseReason) {
+        let _ = self.fault.set(reason); // a later reason is only a consequence of the first
+    }
+
+    /// Ends the session at its next poll, whatever it is doing.
+    pub(crate) fn kill(&self, reason: CloseReason) {
+        self.blame(reason);
+        self.killed.store(true, Ordering::Release);
+        if let Some(waker) = lock(&self.reader).take() {
+            waker.wake();
+        }
+        self.wake_writers();
+    }
+
+    /// Why the tunnel ended, as far as the carrier knows: what this side decided, else what the socket said.
+    pub(crate) fn reason(&self) -> Option<CloseReason> {
+        self.fault.get().or_else(|| self.seen.get()).cloned()
+    }
+
+    /// Whether this side decided to end the tunnel.
+    pub(crate) fn blamed(&self) -> Option<&CloseReason> {
+        self.fault.get()
+    }
+
+    fn saw(&self, reason: CloseReason) {
+        let _ = self.seen.set(reason); // the first thing that went wrong is the cause
+    }
+
+    fn wake_writers(&self) {
+        let writers = std::mem::take(&mut *lock(&self.writers));
+        writers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct WriteBehind<S> {
+    io: S,
+    queue: BytesMut,
+    carrier: Arc<Carrier>,
+    /// Runs while something is queued; restarted by every byte that leaves.
+    stall: Pin<Box<Sleep>>,
+    goodbye: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
+    pub(crate) fn new(io: S, carrier: Arc<Carrier>) -> Self {
+        Self { io, queue: BytesMut::new(), carrier, stall: Box::pin(tokio::time::sleep(STALL)), goodbye: None }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.carrier.killed.load(Ordering::Acquire) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "tunnel closed"));
+        }
+        Ok(())
+    }
+
+    /// Sends what is queued until the socket refuses. Ready means that nothing is queued any more.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.queue.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, &self.queue) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => {
+                    self.queue.advance(n);
+                    self.stall.as_mut().reset(Instant::now() + STALL);
+                    self.publish();
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if self.stall.as_mut().poll(cx).is_ready() {
+                        self.carrier.blame(CloseReason::Stalled { after: STALL });
+                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        if self.queue.capacity() > QUEUE_KEEP {
+            self.queue = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn publish(&self) {
+        let before = self.carrier.queued.swap(self.queue.len(), Ordering::AcqRel);
+        if before > QUEUE_MARK && self.queue.len() <= QUEUE_MARK {
+            self.carrier.wake_writers();
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.queue.len() + bytes.len() > QUEUE_CAP {
+            self.carrier.blame(CloseReason::Stalled { after: Duration::ZERO });
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the peer does not read"));
+        }
+        if self.queue.is_empty() {
+            self.stall.as_mut().reset(Instant::now() + STALL);
+        }
+        self.queue.extend_from_slice(bytes);
+        self.publish();
+        Ok(())
+    }
+
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result {
+            self.carrier.saw(CloseReason::ConnectionLost { error: error.to_string() });
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.check()?;
+        if !this.queue.is_empty()
+            && let Poll::Ready(drained) = this.poll_drain(cx)
+        {
+            this.note(drained)?;
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                this.note(result)?;
+                if buf.filled().len() == before {
+                    this.carrier.saw(CloseReason::ClosedByPeer { message: None });
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => {
+                let mut reader = lock(&this.carrier.reader);
+                if !reader.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                    *reader = Some(cx.waker().clone());
+                }
+                drop(reader);
+                // A kill between the check above and the waker's registration must not be lost.
+                this.check()?;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        this.check()?;
+        if let Poll::Ready(drained) = this.poll_drain(cx) {
+            this.note(drained)?;
+            match Pin::new(&mut this.io).poll_write(cx, buf) {
+                Poll::Ready(result) => return Poll::Ready(this.note(result)),
+                Poll::Pending => {}
+            }
+        }
+        this.keep(buf)?;
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    /// Never waits: what is queued is sent by later polls.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.queue.is_empty()
+            && let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx)
+        {
+            return Poll::Ready(self.note(flushed));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// After a deliberate close, gives the goodbye a moment to leave; after a failure, waits for nothing.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.queue.is_empty() && this.carrier.blamed().is_some() && this.check().is_ok() {
+            let goodbye = this.goodbye.get_or_insert_with(|| Box::pin(tokio::time::sleep(GOODBYE)));
+            if goodbye.as_mut().poll(cx).is_pending() {
+                ready!(this.poll_drain(cx))?;
+            }
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+impl<S> Drop for WriteBehind<S> {
+    fn drop(&mut self) {
+        // Nobody sends any more: channels that wait for the queue must find out that their tunnel is gone.
+        self.carrier.killed.store(true, Ordering::Release);
+        self.carrier.wake_writers();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn write_never_waits_and_reads_send_the_rest() {
+        let (near, mut far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        let sent = vec![7; 1024 * 1024];
+        // Nobody reads at the far end, and the write still returns.
+        stream.write_all(&sent).await.unwrap();
+        stream.flush().await.unwrap();
+        assert!(carrier.queued.load(Ordering::Relaxed) > QUEUE_MARK);
+
+        let far = tokio::spawn(async move {
+            let mut got = vec![0; 1024 * 1024];
+            far.read_exact(&mut got).await.unwrap();
+            far.write_all(b"done").await.unwrap();
+            got
+        });
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"done");
+        assert_eq!(far.await.unwrap(), sent);
+        assert_eq!(carrier.queued.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn backlog_is_visible_until_it_is_short() {
+        let (near, mut far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        stream.write_all(&vec![7; QUEUE_MARK + 4096]).await.unwrap();
+        let clear = tokio::spawn({
+            let carrier = carrier.clone();
+            async move { std::future::poll_fn(|cx| carrier.poll_clear(cx)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!clear.is_finished());
+        let reading = tokio::spawn(async move {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).await
+        });
+        far.read_exact(&mut vec![0; QUEUE_MARK]).await.unwrap();
+        clear.await.unwrap();
+        reading.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peer_that_never_reads_loses_the_tunnel() {
+        let (near, _far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        stream.write_all(&[7; 4096]).await.unwrap();
+        let started = Instant::now();
+        let error = stream.read(&mut [0]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed().as_secs(), STALL.as_secs());
+        assert!(matches!(carrier.reason(), Some(CloseReason::Stalled { .. })));
+    }
+
+    #[tokio::test]
+    async fn queue_has_a_cap() {
+        let (near, _far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        let error = stream.write_all(&vec![7; QUEUE_CAP + 4096]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        assert!(matches!(carrier.reason(), Some(CloseReason::Stalled { .. })));
+    }
+
+    #[tokio::test]
+    async fn kill_wakes_a_waiting_read() {
+        let (near, _far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        let reading = tokio::spawn(async move { stream.read(&mut [0]).await });
+        tokio::task::yield_now().await;
+        carrier.kill(CloseReason::ClosedLocally);
+        assert_eq!(reading.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+}
