@@ -104,19 +104,21 @@ impl StockAgent {
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
+        // It listens before it starts the command it is given, and ends soon after that does; and `cat` ends with this
+        // process, even if that is killed.
         let mut process = Command::new("ssh-agent")
-            .args(["-D", "-a"])
+            .arg("-a")
             .arg(directory.path().join("socket"))
+            .args(["sh", "-c", "echo ready; exec cat"])
             .env("SSH_ASKPASS", "/bin/false") // so that a key that asks is declined
             .env("DISPLAY", ":none")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // It prints where it listens once it does.
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("SSH_AUTH_SOCK"), "{line}");
+        assert_eq!(line, "ready\n");
         Some(Self { process, directory })
     }
 
@@ -151,8 +153,8 @@ impl StockAgent {
 
 impl Drop for StockAgent {
     fn drop(&mut self) {
-        let _ = self.process.kill(); // it may have ended by itself
-        let _ = self.process.wait();
+        drop(self.process.stdin.take());
+        let _ = self.process.wait(); // nothing can be done about a child that is lost
     }
 }
 

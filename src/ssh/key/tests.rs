@@ -188,19 +188,43 @@ fn first_run_makes_a_key_and_the_next_loads_it() {
 #[test]
 fn first_runs_that_race_agree_on_one_key() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("hub");
-    let (racers, start) = (8, Barrier::new(8));
-    let keys: Vec<_> = std::thread::scope(|scope| {
+    for round in 0..30 {
+        let path = directory.path().join(format!("hub{round}"));
+        let start = Barrier::new(4);
         let race = || {
             start.wait();
             PrivateKey::load_or_generate(&path).unwrap().public_key()
         };
-        let running: Vec<_> = (0..racers).map(|_| scope.spawn(race)).collect();
-        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = (0..4).map(|_| scope.spawn(race)).collect();
+            running.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+        let public: PublicKey = fs::read_to_string(path.with_extension("pub")).unwrap().parse().unwrap();
+        assert_eq!(public, keys[0]);
+    }
+}
+
+#[test]
+fn new_file_is_never_seen_half_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |round: usize| directory.path().join(round.to_string());
+    let contents = vec![b'k'; MAX_KEY_FILE as usize];
+    std::thread::scope(|scope| {
+        let writer = scope
+            .spawn(|| (0..100).for_each(|round| file::write_new(&path(round), &contents, Readers::Owner).unwrap()));
+        for round in 0..100 {
+            let seen = loop {
+                let done = writer.is_finished();
+                match fs::read(path(round)) {
+                    Ok(seen) => break seen,
+                    Err(error) => assert!(!done, "{error}"),
+                }
+                std::thread::yield_now();
+            };
+            assert_eq!(seen.len(), contents.len());
+        }
     });
-    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
-    let public: PublicKey = fs::read_to_string(path.with_extension("pub")).unwrap().parse().unwrap();
-    assert_eq!(public, keys[0]);
 }
 
 #[test]
