@@ -19,6 +19,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tower_service::Service;
 
 use crate::connector::{DialError, Route};
@@ -61,6 +62,7 @@ async fn connect(session: &Arc<Session>) -> Result<SendRequest<Body>, DialError>
         .initial_stream_window_size(tuning::HTTP2_STREAM_WINDOW)
         .max_header_list_size(tuning::HTTP2_MAX_HEADER_LIST)
         .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
+        .reset_stream_duration(tuning::HTTP2_REMEMBER_RESETS_FOR)
         .keep_alive_interval(tuning::HTTP2_CLIENT_PING_INTERVAL)
         .keep_alive_timeout(tuning::HTTP2_PING_TIMEOUT)
         .handshake::<_, Body>(TokioIo::new(io))
@@ -124,6 +126,8 @@ impl TunnelChannel {
             },
         };
         let deadline = deadline.map(tokio::time::sleep_until);
+        let mut response = response;
+        drop_bad_details(response.headers_mut());
         Ok(response.map(|incoming| ResponseBody { incoming, deadline, session, over: false }))
     }
 
@@ -142,7 +146,7 @@ impl TunnelChannel {
                         retried = true;
                         request = unsent;
                     }
-                    _ => return Err(failed(&session, error.into_error()).await),
+                    _ => return Err(failed(&session, error.into_error())),
                 },
             }
         }
@@ -174,7 +178,7 @@ fn expired() -> Status {
 }
 
 /// An HTTP/2 failure as the caller should see it: a lost tunnel by its name, anything else as tonic maps it.
-async fn failed(session: &Session, error: hyper::Error) -> Status {
+fn failed(session: &Session, error: hyper::Error) -> Status {
     lost(session, &error).unwrap_or_else(|| Status::from_error(Box::new(error)))
 }
 
@@ -223,11 +227,17 @@ impl http_body::Body for ResponseBody {
         }
         if let Poll::Ready(frame) = this.incoming.as_mut().poll_frame(cx) {
             return Poll::Ready(match frame {
+                Some(Ok(mut frame)) => {
+                    if let Some(trailers) = frame.trailers_mut() {
+                        drop_bad_details(trailers);
+                    }
+                    Some(Ok(frame))
+                }
                 Some(Err(error)) => {
                     *this.over = true;
                     Some(Err(lost(this.session, &error).unwrap_or_else(|| Status::from_error(Box::new(error)))))
                 }
-                other => other.map(|frame| frame.map_err(|error| Status::from_error(Box::new(error)))),
+                None => None,
             });
         }
         if let Some(deadline) = this.deadline.as_pin_mut() {
@@ -253,6 +263,20 @@ impl fmt::Debug for ResponseBody {
     }
 }
 
+/// tonic 0.14.9 panics when status details are not base64 (`Status::from_header_map`), and a peer may send any bytes.
+fn drop_bad_details(headers: &mut HeaderMap) {
+    const DETAILS: &str = "grpc-status-details-bin";
+    if !headers.contains_key(DETAILS) {
+        return;
+    }
+    let metadata = MetadataMap::from_headers(std::mem::take(headers));
+    let good = metadata.get_bin(DETAILS).is_some_and(|details| details.to_bytes().is_ok());
+    *headers = metadata.into_headers();
+    if !good {
+        headers.remove(DETAILS);
+    }
+}
+
 /// The `grpc-timeout` of a request: at most eight digits and a unit. Anything else is no timeout; the peer will say so.
 fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -275,6 +299,20 @@ fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn details_that_are_no_base64_are_dropped() {
+        let headers = |details: &'static str| {
+            let headers = [("grpc-status", "7"), ("grpc-status-details-bin", details)];
+            HeaderMap::from_iter(headers.map(|(k, v)| (http::HeaderName::from_static(k), v.parse().unwrap())))
+        };
+        for (details, kept) in [("aGk", true), ("aGk=", true), ("", true), ("!", false), ("aGk=aGk=", false)] {
+            let mut headers = headers(details);
+            drop_bad_details(&mut headers);
+            assert_eq!(headers.contains_key("grpc-status-details-bin"), kept, "{details}");
+            assert_eq!(Status::from_header_map(&headers).unwrap().code(), tonic::Code::PermissionDenied);
+        }
+    }
 
     #[test]
     fn timeouts_are_read_as_the_grpc_spec_writes_them() {

@@ -74,7 +74,7 @@ pub enum ConnectError {
         /// The hub.
         hub: String,
         /// Who, where, expected and got.
-        source: HostKeyError,
+        source: Box<HostKeyError>,
     },
     /// The hub does not let this agent in, or the agent could not sign.
     #[error("{hub} did not let `{user}` in")]
@@ -84,7 +84,7 @@ pub enum ConnectError {
         /// The agent id.
         user: String,
         /// Why.
-        source: AuthError,
+        source: Box<AuthError>,
     },
     /// The hub let the agent in but does not dial back through `/grpc-tunnel`.
     #[error(
@@ -137,8 +137,8 @@ impl ConnectError {
             LoginError::NotSsh => Self::NotSsh { hub },
             LoginError::NoCommonAlgorithm(detail) => Self::NoCommonAlgorithm { hub, detail },
             LoginError::NotStrict => Self::NotStrict { hub },
-            LoginError::HostKey(source) => Self::HostKey { hub, source },
-            LoginError::Auth(source) => Self::Auth { hub, user: user.to_owned(), source },
+            LoginError::HostKey(source) => Self::HostKey { hub, source: Box::new(source) },
+            LoginError::Auth(source) => Self::Auth { hub, user: user.to_owned(), source: Box::new(source) },
             LoginError::ForwardRefused => Self::ForwardRefused { hub },
             LoginError::Disconnected { message } => Self::Disconnected { hub, message },
             LoginError::TimedOut { step, after } => Self::TimedOut { hub, step, after },

@@ -285,6 +285,20 @@ impl Tunnel {
         self.session.closed().await
     }
 
+    /// Puts a name to the failure of a call through [`Tunnel::connector`]: once the tunnel has ended, what tonic's own
+    /// channel reports as `UNKNOWN` or `INTERNAL` becomes `UNAVAILABLE` with the agent's name and the reason. Any other
+    /// status stays as it is. [`TunnelChannel`] does this by itself.
+    pub fn explain(&self, status: tonic::Status) -> tonic::Status {
+        let from_transport = std::error::Error::source(&status).is_some();
+        let vague = matches!(status.code(), tonic::Code::Unknown | tonic::Code::Internal | tonic::Code::Cancelled);
+        match &*self.session.disconnected().borrow() {
+            Some(gone) if from_transport && vague => {
+                DialError::Disconnected { agent: self.session.agent.clone(), gone: gone.clone() }.into()
+            }
+            _ => status,
+        }
+    }
+
     /// Closes it now; the agent will reconnect.
     pub fn close(&self) {
         self.session.close(CloseReason::ClosedLocally);

@@ -34,6 +34,8 @@ pub(crate) struct Registry {
 #[derive(Default)]
 struct State {
     tunnels: HashMap<TunnelId, Entry>,
+    /// The tunnels of each agent that has any, oldest first.
+    by_agent: HashMap<AgentId, Vec<TunnelId>>,
     /// The tunnel on which each agent is dialled: at most one.
     ready: HashMap<AgentId, TunnelId>,
     gone: HashMap<AgentId, Disconnected>,
@@ -83,9 +85,9 @@ impl Registry {
         if let Some(entry) = state.ready.get(&agent).and_then(|id| state.tunnels.get(id)) {
             return Ok(entry.session.clone());
         }
-        let mut others = state.tunnels.values().filter(|entry| entry.session.agent == agent).peekable();
-        if others.peek().is_some() {
-            return Err(match others.all(|entry| entry.session.is_draining()) {
+        if let Some(others) = state.by_agent.get(&agent) {
+            let draining = |id| state.tunnels.get(id).is_none_or(|entry| entry.session.is_draining());
+            return Err(match others.iter().all(draining) {
                 true => DialError::Draining { agent },
                 false => DialError::NotReady { agent },
             });
@@ -121,6 +123,12 @@ impl Registry {
     fn forget(&self, session: &Session, gone: Disconnected) {
         let mut state = self.state();
         state.tunnels.remove(&session.id);
+        if let Some(others) = state.by_agent.get_mut(&session.agent) {
+            others.retain(|id| *id != session.id);
+            if others.is_empty() {
+                state.by_agent.remove(&session.agent);
+            }
+        }
         // A late goodbye must not evict a successor.
         if state.ready.get(&session.agent) == Some(&session.id) {
             state.ready.remove(&session.agent);
@@ -167,10 +175,11 @@ impl Gate for RegistryGate {
             if state.closing {
                 return Err("the hub is shutting down".into());
             }
-            let of_agent = state.tunnels.values().filter(|entry| entry.session.agent == session.agent).count();
-            if of_agent >= TUNNELS_PER_AGENT {
-                return Err(format!("agent `{}` has {of_agent} tunnels already", session.agent));
+            let of_agent = state.by_agent.entry(session.agent.clone()).or_default();
+            if of_agent.len() >= TUNNELS_PER_AGENT {
+                return Err(format!("agent `{}` has {TUNNELS_PER_AGENT} tunnels already", session.agent));
             }
+            of_agent.push(session.id);
             state.tunnels.insert(session.id, Entry { session: session.clone(), proof });
         }
         session.span.in_scope(|| tracing::info!("tunnel opened"));
