@@ -150,6 +150,9 @@ impl Registry {
         let Some(holder) = state.tunnels.get(&session.id).map(|entry| entry.proof.holder.clone()) else {
             return Err("the tunnel has ended".into());
         };
+        if session.is_draining() {
+            return Err("the tunnel is closing: open a new one".into());
+        }
         let old = state.ready.get(&session.agent).and_then(|id| state.tunnels.get(id));
         let old = old.filter(|old| old.session.id != session.id && !old.session.is_closed());
         if let Some(old) = old

@@ -298,6 +298,7 @@ impl AsyncWrite for TunnelIo {
             data.extend_from_slice(&buf[..buf.len().min(room)]);
         }
         let write = this.write.clone();
+        this.session.carrier.hand(total);
         this.start_sending(cx, async move { write.send(data.freeze()).await })?;
         Poll::Ready(Ok(total))
     }

@@ -58,7 +58,7 @@ pub(crate) struct Session {
     /// Runs what must outlive its caller, also when that caller has no runtime of its own.
     pub(super) runtime: Handle,
     opener: OnceLock<Opener>,
-    opens: Arc<Semaphore>,
+    opens: Semaphore,
     open_timeout: Duration,
     draining: AtomicBool,
     closed_channels: AtomicU64,
@@ -93,7 +93,7 @@ impl Session {
             ledger: Ledger::new(2 * window as usize),
             runtime: Handle::current(),
             opener: OnceLock::new(),
-            opens: Arc::new(Semaphore::new(PENDING_OPENS)),
+            opens: Semaphore::new(PENDING_OPENS),
             open_timeout,
             draining: AtomicBool::new(false),
             closed_channels: AtomicU64::new(0),
@@ -117,10 +117,17 @@ impl Session {
         if self.draining.load(Ordering::Acquire) {
             return Err(DialError::Draining { agent: self.agent.clone() });
         }
-        let (answer, opened) = oneshot::channel();
+        let (mut answer, opened) = oneshot::channel();
         let session = self.clone();
         self.runtime.spawn(async move {
+            // Until the open is under way it may be given up, and is when the caller has left.
+            let turn = tokio::select! {
+                turn = session.opens.acquire() => turn,
+                _ = session.closed() => return,
+                () = answer.closed() => return,
+            };
             let result = session.open_to_the_end().await;
+            drop(turn);
             // Nobody may be waiting any more: then the channel is dropped here, which closes it.
             let _ = answer.send(result);
         });
@@ -131,12 +138,8 @@ impl Session {
         }
     }
 
-    async fn open_to_the_end(self: Arc<Self>) -> Result<TunnelIo, DialError> {
+    async fn open_to_the_end(self: &Arc<Self>) -> Result<TunnelIo, DialError> {
         let Some(opener) = self.opener.get() else { return Err(self.gone().await) };
-        let _permit = tokio::select! {
-            permit = self.opens.acquire() => permit,
-            gone = self.gone() => return Err(gone),
-        };
         let opened = match opener {
             Opener::Client(handle) => {
                 let channel = handle.channel_open_direct_streamlocal(TUNNEL_PATH).await;

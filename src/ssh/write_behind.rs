@@ -4,7 +4,8 @@
 //! each other for ever. Here a write always succeeds: it is offered to the socket first, and what the socket refuses
 //! is kept and sent from every later poll, of reads too (the session always has a read pending). How much is kept is
 //! visible to the channels above ([`Carrier::poll_clear`]), which stop writing while it is more than a small mark, so
-//! that the queue stays short. A peer that lets it grow to [`QUEUE_CAP`] all the same, or that takes no byte for
+//! that the queue stays short. What the channels have handed to the session counts until the session turns to its
+//! stream again: russh encrypts for as long as there is something to encrypt, and sends nothing meanwhile. A peer that lets it grow to [`QUEUE_CAP`] all the same, or that takes no byte for
 //! [`STALL`], loses the tunnel.
 
 use std::io;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::close::CloseReason;
 
-/// Above this backlog the channels wait. Small, so that a small call is not stuck behind bulk; large enough to keep
+/// Above this many bytes on their way to the socket the channels wait. Small, so that a small call is not stuck behind bulk; large enough to keep
 /// the socket busy between two polls.
 const QUEUE_MARK: usize = 256 * 1024;
 
@@ -40,6 +41,10 @@ const QUEUE_KEEP: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Carrier {
     queued: AtomicUsize,
+    /// Bytes that channels handed to the session since it last turned to its stream.
+    handed: AtomicUsize,
+    /// Whether a channel waits; saves a lock when none does.
+    waiting: AtomicBool,
     /// Channels that wait for the queue to shorten: at most one waker for each task that writes.
     writers: Mutex<Vec<Waker>>,
     killed: AtomicBool,
@@ -56,20 +61,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Carrier {
-    /// Ready once little enough is waiting for the socket.
+    /// Ready once little enough is on its way to the socket.
     pub(crate) fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.queued.load(Ordering::Acquire) <= QUEUE_MARK {
+        if self.is_clear() {
             return Poll::Ready(());
         }
         let mut writers = lock(&self.writers);
-        // The queue is drained before its waiters are taken: look again under the lock.
-        if self.queued.load(Ordering::Acquire) <= QUEUE_MARK || self.killed.load(Ordering::Acquire) {
+        self.waiting.store(true, Ordering::SeqCst);
+        // Whoever clears the way looks for waiters after that: look again now that this one can be seen.
+        if self.is_clear() || self.killed.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
         if !writers.iter().any(|w| w.will_wake(cx.waker())) {
             writers.push(cx.waker().clone());
         }
+        drop(writers);
+        // What was handed over may wait for a closed window: then the session has nothing to do, and would not turn.
+        if let Some(reader) = &*lock(&self.reader) {
+            reader.wake_by_ref();
+        }
         Poll::Pending
+    }
+
+    fn is_clear(&self) -> bool {
+        self.queued.load(Ordering::SeqCst) + self.handed.load(Ordering::SeqCst) <= QUEUE_MARK
+    }
+
+    /// A channel handed so many bytes to the session.
+    pub(crate) fn hand(&self, bytes: usize) {
+        self.handed.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// The session turned to its stream, with this much queued now: whatever it was handed is in there, or dropped.
+    fn turn(&self, queued: usize) {
+        self.queued.store(queued, Ordering::SeqCst);
+        if self.handed.load(Ordering::Relaxed) != 0 {
+            self.handed.store(0, Ordering::SeqCst);
+        }
+        if self.waiting.load(Ordering::SeqCst) && self.is_clear() {
+            self.wake_writers();
+        }
     }
 
     /// Records why this side ends the tunnel. The first reason stands.
@@ -102,8 +133,12 @@ impl Carrier {
     }
 
     fn wake_writers(&self) {
-        let writers = std::mem::take(&mut *lock(&self.writers));
-        writers.into_iter().for_each(Waker::wake);
+        let woken = {
+            let mut writers = lock(&self.writers);
+            self.waiting.store(false, Ordering::SeqCst);
+            std::mem::take(&mut *writers)
+        };
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -157,10 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
     }
 
     fn publish(&self) {
-        let before = self.carrier.queued.swap(self.queue.len(), Ordering::AcqRel);
-        if before > QUEUE_MARK && self.queue.len() <= QUEUE_MARK {
-            self.carrier.wake_writers();
-        }
+        self.carrier.turn(self.queue.len());
     }
 
     fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -193,6 +225,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
         {
             this.note(drained)?;
         }
+        this.publish();
         let before = buf.filled().len();
         match Pin::new(&mut this.io).poll_read(cx, buf) {
             Poll::Ready(result) => {
@@ -223,7 +256,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
         if let Poll::Ready(drained) = this.poll_drain(cx) {
             this.note(drained)?;
             match Pin::new(&mut this.io).poll_write(cx, buf) {
-                Poll::Ready(result) => return Poll::Ready(this.note(result)),
+                Poll::Ready(result) => {
+                    this.publish();
+                    return Poll::Ready(this.note(result));
+                }
                 Poll::Pending => {}
             }
         }
@@ -310,6 +346,21 @@ mod tests {
         far.read_exact(&mut vec![0; QUEUE_MARK]).await.unwrap();
         clear.await.unwrap();
         reading.abort();
+    }
+
+    #[tokio::test]
+    async fn what_the_session_was_handed_counts_until_it_turns_to_its_stream() {
+        let (near, _far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        let session = tokio::spawn(async move { stream.read(&mut [0]).await });
+        tokio::task::yield_now().await;
+        carrier.hand(QUEUE_MARK + 1);
+        assert!(!carrier.is_clear());
+        // The session has nothing to do; the one that waits makes it turn.
+        std::future::poll_fn(|cx| carrier.poll_clear(cx)).await;
+        assert!(carrier.is_clear());
+        session.abort();
     }
 
     #[tokio::test(start_paused = true)]
