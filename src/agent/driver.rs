@@ -116,11 +116,12 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
         tokio::select! {
             () = shared.stopped() => return,
             gone = session.closed() => {
+                let lost = gone.to_string();
                 shared.status.send_replace(AgentStatus::Disconnected { why: gone });
                 backoff.lost_after(stood.elapsed());
                 let reconnected = tokio::select! {
                     () = shared.stopped() => return,
-                    session = reconnect(&shared, &mut backoff) => session,
+                    session = reconnect(&shared, &mut backoff, lost) => session,
                 };
                 session = reconnected;
                 shared.adopt(&session);
@@ -171,9 +172,9 @@ async fn worn_out(session: &Session, limit: u64) {
     }
 }
 
-/// Tries for ever.
-pub(super) async fn reconnect(shared: &Shared, backoff: &mut Backoff) -> Arc<Session> {
-    let mut last_error = None;
+/// Tries for ever. A watch shows only its last value, so what was `lost` is told again with the first attempt.
+pub(super) async fn reconnect(shared: &Shared, backoff: &mut Backoff, lost: String) -> Arc<Session> {
+    let mut last_error = Some(lost);
     for attempt in 1.. {
         let wait = backoff.next(rand::random());
         let status = |next_try| AgentStatus::Connecting { attempt, next_try, last_error: last_error.clone() };
@@ -184,9 +185,19 @@ pub(super) async fn reconnect(shared: &Shared, backoff: &mut Backoff) -> Arc<Ses
             Ok(session) => return session,
             Err(error) => {
                 tracing::warn!(agent = %shared.id, hub = shared.hub, attempt, error = &error as &dyn std::error::Error, "cannot connect");
-                last_error = Some(error.to_string());
+                last_error = Some(with_causes(&error));
             }
         }
     }
     unreachable!("attempts do not run out")
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

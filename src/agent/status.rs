@@ -37,7 +37,8 @@ pub enum AgentStatus {
         attempt: u64,
         /// How long the wait before it is; zero while trying.
         next_try: Duration,
-        /// Why the attempt before it failed, if there was one.
+        /// Why the attempt before it failed, or, at the first one, why the tunnel was lost. None before the first
+        /// tunnel.
         last_error: Option<String>,
     },
     /// The agent was shut down and will not try again.
@@ -59,7 +60,10 @@ impl fmt::Display for AgentStatus {
             Self::Connecting { attempt, next_try, .. } if next_try.is_zero() => {
                 write!(f, "connecting, attempt {attempt}")
             }
-            Self::Connecting { attempt, next_try, .. } => write!(f, "attempt {attempt} in {next_try:.1?}"),
+            Self::Connecting { attempt, next_try, last_error } => {
+                write!(f, "attempt {attempt} to connect in {next_try:.1?}")?;
+                last_error.as_ref().map_or(Ok(()), |error| write!(f, ": {error}"))
+            }
             Self::Stopped => f.write_str("stopped"),
         }
     }
