@@ -20,11 +20,11 @@ type Replies = Pin<Box<dyn Stream<Item = Result<HelloReply, Status>> + Send>>;
 
 /// Greets in the name of one machine.
 #[derive(Debug)]
-pub(crate) struct Machine(&'static str);
+pub(crate) struct Machine(String);
 
 impl Machine {
-    pub(crate) fn service(name: &'static str) -> GreeterServer<Self> {
-        GreeterServer::new(Self(name))
+    pub(crate) fn service(name: impl Into<String>) -> GreeterServer<Self> {
+        GreeterServer::new(Self(name.into()))
     }
 
     /// The tunnel's [`TunnelConnectInfo`] tells who is calling; on the hub, the id that the agent has proved.
@@ -62,6 +62,7 @@ impl Greeter for Machine {
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// One call of each kind, printed as it happens. Works over a [`dialback::TunnelChannel`] as over any tonic channel.
+#[allow(dead_code)] // the example `laptop` only answers
 pub(crate) async fn converse(channel: dialback::TunnelChannel) -> Result<(), Failure> {
     let mut greeter = GreeterClient::new(channel);
     let request = |name: &str| HelloRequest { name: name.to_owned() };
