@@ -2,7 +2,9 @@
 // No other crate sees this one, so every `pub` in it would be called unreachable.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod child;
 pub mod echo;
+pub mod faults;
 pub mod mirror;
 pub mod netns;
 pub mod peers;

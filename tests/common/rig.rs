@@ -6,6 +6,7 @@ use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, HubBuilder, Priv
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use super::child::BACKOFF;
 use super::echo::Echo;
 use super::echo::pb::echo_client::EchoClient;
 use super::proxy::Proxy;
@@ -23,7 +24,13 @@ pub const BRISK: (Duration, usize) = (Duration::from_secs(1), 3);
 pub struct RigBuilder {
     hub: HubBuilder,
     agent: AgentBuilder,
-    proxy: bool,
+    proxy: Option<Between>,
+}
+
+/// What lies between hub and agent.
+struct Between {
+    buffers: Option<u32>,
+    set: fn(&Proxy),
 }
 
 /// See the module's text. Dropping it ends everything.
@@ -52,9 +59,19 @@ impl RigBuilder {
     }
 
     /// Puts a proxy between agent and hub.
-    pub fn proxy(mut self) -> Self {
-        self.proxy = true;
+    pub fn proxy(self) -> Self {
+        self.proxy_with(None, |_| {})
+    }
+
+    /// The same, with socket buffers of so many bytes, and set up before the agent dials.
+    pub fn proxy_with(mut self, buffers: Option<u32>, set: fn(&Proxy)) -> Self {
+        self.proxy = Some(Between { buffers, set });
         self
+    }
+
+    /// Short waits before a reconnect.
+    pub fn eager(self) -> Self {
+        self.agent(|agent| agent.backoff(BACKOFF.0, BACKOFF.1, BACKOFF.2))
     }
 
     /// Short keepalives on both sides.
@@ -65,8 +82,15 @@ impl RigBuilder {
     pub async fn start(self) -> Rig {
         let hub = self.hub.bind("127.0.0.1:0").await.expect("bind hub");
         let proxy = match self.proxy {
-            true => Some(Proxy::to(hub.local_addr()).await),
-            false => None,
+            Some(Between { buffers, set }) => {
+                let proxy = match buffers {
+                    Some(bytes) => Proxy::with_buffers(hub.local_addr(), bytes).await,
+                    None => Proxy::to(hub.local_addr()).await,
+                };
+                set(&proxy);
+                Some(proxy)
+            }
+            None => None,
         };
         let address = proxy.as_ref().map_or(hub.local_addr(), Proxy::address);
         let agent = self.agent.connect(address.to_string()).await.expect("connect agent");
@@ -93,7 +117,7 @@ impl Rig {
         RigBuilder {
             hub: Hub::builder(host).authorizer(allowed).rejection_time(Duration::from_millis(10)),
             agent: Agent::builder(AGENT, key).host_keys(known),
-            proxy: false,
+            proxy: None,
         }
     }
 
