@@ -9,4 +9,5 @@ pub mod mirror;
 pub mod netns;
 pub mod peers;
 pub mod proxy;
+pub mod raw;
 pub mod rig;
