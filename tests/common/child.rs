@@ -109,6 +109,12 @@ pub async fn run() {
     let _ = tokio::time::timeout(LIFE, living).await; // its time is over
 }
 
+/// The hub that this child was told to be and where it listens, for a test file that makes more of it than [`run`] does.
+pub fn told_hub() -> (HubBuilder, String) {
+    let keys = env::var_os(KEYS).expect("keys");
+    (hub(keys.as_ref()), env::var(ADDRESS).expect("an address"))
+}
+
 fn key(dir: &Path, name: &str) -> PrivateKey {
     PrivateKey::from_file(dir.join(name)).expect("read a key")
 }
