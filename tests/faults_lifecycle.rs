@@ -263,8 +263,12 @@ struct Load {
 
 impl Load {
     fn start(clients: Vec<EchoClient<dialback::TunnelChannel>>) -> Self {
-        let mut load =
-            Self { tasks: JoinSet::new(), stop: watch::Sender::new(false), answered: Arc::default(), failed: Arc::default() };
+        let mut load = Self {
+            tasks: JoinSet::new(),
+            stop: watch::Sender::new(false),
+            answered: Arc::default(),
+            failed: Arc::default(),
+        };
         for mut client in clients {
             let stopped = load.stop.subscribe();
             let (answered, failed) = (Arc::clone(&load.answered), Arc::clone(&load.failed));

@@ -86,10 +86,16 @@ async fn black_hole(way: Way) {
     rig.proxy().stall(way);
 
     let limit = 5 * SECOND;
-    let (ended, (gone, hub), agent) =
-        tokio::join!(end_unavailable(calls, limit), within(limit, "the hub's notice", tunnel.closed()), noticed(&rig, limit));
+    let (ended, (gone, hub), agent) = tokio::join!(
+        end_unavailable(calls, limit),
+        within(limit, "the hub's notice", tunnel.closed()),
+        noticed(&rig, limit)
+    );
     assert!(
-        matches!(gone.reason, CloseReason::KeepaliveTimeout | CloseReason::ClosedByPeer { .. } | CloseReason::ConnectionLost { .. }),
+        matches!(
+            gone.reason,
+            CloseReason::KeepaliveTimeout | CloseReason::ClosedByPeer { .. } | CloseReason::ConnectionLost { .. }
+        ),
         "{gone:?}"
     );
     rig.proxy().resume(way);
