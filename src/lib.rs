@@ -1,4 +1,157 @@
-//! Call gRPC services behind NAT.
+//! Call gRPC services that run behind NAT as if you had dialled them: the machine behind NAT dials out once, over SSH,
+//! and every gRPC connection runs back through that one connection.
+//!
+//! ```text
+//!    agent (behind NAT)                         hub (cloud)
+//!  ┌────────────────────┐   dials, once    ┌────────────────────┐
+//!  │ SSH client         │ ───────────────▶ │ SSH server         │
+//!  │ tonic Server       │ ◀═══ channel ═══ │ tonic client       │   opened by the hub: it calls the agent
+//!  │ tonic client       │ ═══ channel ═══▶ │ tonic Server       │   the same tunnel, the other way
+//!  └────────────────────┘                  └────────────────────┘
+//! ```
+//!
+//! ```
+//! # mod greeter {
+//! #     #![allow(dead_code, unused_qualifications)]
+//! #     include!(concat!(env!("CARGO_MANIFEST_DIR"), "/proto/gen/dialback.greeter.v1.rs"));
+//! # }
+//! # use greeter::{HelloReply, HelloRequest, greeter_client::GreeterClient, greeter_server::{Greeter, GreeterServer}};
+//! # type Replies = tokio_stream::Empty<Result<HelloReply, tonic::Status>>;
+//! # struct Laptop;
+//! # #[tonic::async_trait]
+//! # impl Greeter for Laptop {
+//! #     type LotsOfRepliesStream = Replies;
+//! #     type ChatStream = Replies;
+//! #     async fn say_hello(&self, r: tonic::Request<HelloRequest>) -> Result<tonic::Response<HelloReply>, tonic::Status> {
+//! #         Ok(tonic::Response::new(HelloReply { message: format!("Hello {}", r.into_inner().name) }))
+//! #     }
+//! #     async fn lots_of_replies(&self, _: tonic::Request<HelloRequest>) -> Result<tonic::Response<Replies>, tonic::Status> {
+//! #         Err(tonic::Status::unimplemented(""))
+//! #     }
+//! #     async fn chat(&self, _: tonic::Request<tonic::Streaming<HelloRequest>>) -> Result<tonic::Response<Replies>, tonic::Status> {
+//! #         Err(tonic::Status::unimplemented(""))
+//! #     }
+//! # }
+//! use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey, tune_server};
+//! use tonic::transport::Server;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (hub_key, laptop_key) = (PrivateKey::generate(), PrivateKey::generate());
+//!
+//! // The cloud: which key may be which agent.
+//! let hub = Hub::builder(hub_key.clone())
+//!     .authorizer(AllowedKeys::new().allow("laptop-1", laptop_key.public_key())?)
+//!     .bind("127.0.0.1:0")
+//!     .await?;
+//!
+//! // The laptop: dials out, and serves what the hub opens.
+//! let agent = Agent::builder("laptop-1", laptop_key)
+//!     .host_keys(HostKeys::public_key(hub_key.public_key()))
+//!     .connect(hub.local_addr().to_string())
+//!     .await?;
+//! let server = tune_server(Server::builder()).add_service(GreeterServer::new(Laptop));
+//! tokio::spawn(server.serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
+//!
+//! // The cloud calls the laptop.
+//! hub.wait_for("laptop-1").await?;
+//! let mut greeter = GreeterClient::new(hub.channel("laptop-1")?);
+//! let reply = greeter.say_hello(HelloRequest { name: "cloud".into() }).await?;
+//! assert_eq!(reply.into_inner().message, "Hello cloud");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Tunnel
+//! A [`Tunnel`] is one authenticated SSH connection of one agent, known by its [`TunnelId`]. An agent that reconnects
+//! keeps its [`AgentId`] and gets a new tunnel. [`Hub::wait_for`], [`Hub::get`], [`Hub::tunnels`] and [`Hub::events`]
+//! tell what there is, and [`Tunnel::disconnected`] why and when it ended.
+//!
+//! An agent is dialled on one tunnel, its newest. When the same key, or a certificate of the same authority, opens
+//! another one, that takes over at once, and the old one finishes its calls ([`HubBuilder::drain_timeout`]). A tunnel
+//! that was opened with *another* key is refused while the old one lives.
+//!
+//! # Channel
+//! A channel is one byte stream inside a tunnel and carries one HTTP/2 connection, so any number of calls. On the wire it
+//! is OpenSSH's forwarding of the path `/grpc-tunnel`: the agent sends `streamlocal-forward@openssh.com`, the hub opens
+//! `forwarded-streamlocal@openssh.com`, and for calls the other way the agent opens `direct-streamlocal@openssh.com`
+//! (OpenSSH PROTOCOL §2.4). A stock `ssh -R` can therefore be the agent. An agent also takes channels of the private type
+//! `grpc-tunnel`, which a hub on Go's x/crypto/ssh opens; see [`ForwardRequest::Optional`].
+//!
+//! | | for | opens |
+//! |---|---|---|
+//! | [`Hub::channel`], [`Tunnel::channel`], [`Agent::channel`] | any tonic stub | one long-lived channel for each tunnel, shared by all |
+//! | [`Hub::connector`], [`Tunnel::connector`], [`Agent::connector`] | tonic's `Endpoint`, other protocols | one channel for each dial |
+//! | [`Agent::incoming`], [`Hub::incoming`] | tonic's `Server` | none: yields those that the other side opens |
+//!
+//! What a tunnel's `connector` and `channel` make belongs to that tunnel; those of a hub or an agent look for the tunnel
+//! anew at each dial or call. [`TunnelConnectInfo`], in a request's extensions, tells a handler who is calling. A closed
+//! channel costs the side that closed it about 4 kB for the rest of the tunnel's life, so an agent renews a tunnel that
+//! has closed many ([`AgentBuilder::renew_after`]): first the new tunnel, then the old one is drained.
+//!
+//! # Identity
+//! An agent claims an id as its SSH user name and proves a key: a [`PrivateKey`] file, encrypted or not, with an OpenSSH
+//! certificate or not, or the keys of a running ssh-agent ([`Identity`]). An [`Authorizer`] says which ids that grants:
+//! [`AuthorizedKeys`] reads OpenSSH files and certificates and follows their changes, [`AllowedKeys`] is a list in
+//! memory, and the trait takes anything else. A key never gets an id that it was not granted, and whoever is refused is
+//! not told why.
+//!
+//! # Host keys
+//! [`HostKeys`] is how an agent recognises its hub: a `known_hosts` file, a fingerprint, a key or a callback. There is no
+//! default, nothing is trusted on first use, and what cannot be read is refused. It is asked before the agent sends its
+//! id or any signature.
+//!
+//! # Reconnecting
+//! [`AgentBuilder::connect`] fails fast, with a [`ConnectError`] that says what to mend;
+//! [`AgentBuilder::connect_when_available`] waits for a hub that is not there yet, and fails for what waiting does not
+//! cure. After the first success an agent never gives up: exponential backoff with full jitter
+//! ([`AgentBuilder::backoff`]), the hub's name resolved anew each time. [`Agent::status`] shows it, [`Agent::incoming`]
+//! and [`Agent::channel`] outlive it, and meanwhile calls fail at once, `UNAVAILABLE`.
+//!
+//! # Draining
+//! [`Agent::shutdown`] asks the hub for no more calls, lets those that run finish, and closes the tunnel;
+//! [`Hub::shutdown`] does so with every tunnel and stops listening. A second call, or the end of the grace period, cuts
+//! off what is left. Dropping an [`Agent`] or the last clone of a [`Hub`] closes everything at once.
+//!
+//! # Dead peers
+//! A cable that is pulled says nothing. Both sides ask a silent peer every 10 s whether it lives, and end the tunnel after
+//! three unanswered questions, so within 40 s ([`AgentBuilder::keepalive`], [`HubBuilder::keepalive`]). A peer that lives
+//! but takes no byte for 30 s while some are waiting loses its tunnel too. Calls in flight then fail `UNAVAILABLE`, with
+//! the agent and the [`CloseReason`]; through tonic's own channel, [`Tunnel::explain`] puts the same name to them. A
+//! [`stats::DisconnectDetector`] tells of the end of one connection. Under all this lie TCP keepalive, from 60 s of
+//! silence, and, on Linux, an end after 60 s without acknowledgement.
+//!
+//! # Limits and memory
+//! Every queue has a bound, and what goes over it loses the smallest thing that helps: a channel before its tunnel, a
+//! tunnel before its hub. These are the defaults; what names no setting is fixed.
+//!
+//! | what | bound | setting |
+//! |---|---|---|
+//! | unauthenticated connections | 128 in total, 16 from one source, up to 300 kB each | [`HubBuilder::unauthenticated_limits`] |
+//! | their time | 20 s | [`HubBuilder::login_timeout`] |
+//! | keys that one may try | 3; at most 8 may be named without proof | [`HubBuilder::max_auth_attempts`] |
+//! | tunnels of one agent | 16, those that are being drained included | |
+//! | open channels, beyond which the peer may open no more | 256 for each tunnel, both sides' together | [`HubBuilder::max_channels`], [`AgentBuilder::max_channels`] |
+//! | channels that no server has taken yet | 128 for each `incoming` | |
+//! | opens that wait for the peer's answer | 64 for each tunnel; others wait in line, each caller for 10 s at most | [`HubBuilder::open_timeout`], [`AgentBuilder::open_timeout`] |
+//! | received and not read | 64 MiB for each tunnel, twice the window; then the longest queue's channel is closed | [`HubBuilder::window`], [`AgentBuilder::window`] |
+//! | the same, of channels closed for it that their reader still holds | 128 MiB more; then the tunnel ends | the same |
+//! | received by HTTP/2 and not read | 28 MiB for each connection | [`tuning`] |
+//! | calls that a server takes on one connection | 256; more wait at the caller | [`tuning`] |
+//! | written and not sent | writes wait from 256 KiB for each tunnel; at 32 MiB, or after 30 s without a byte taken, it ends | |
+//! | SSH requests on a channel | 16 KiB in all; then it is closed | |
+//! | closed channels | 4,096, so 16 MB, then the agent renews the tunnel; the hub ends it at 16,384 | [`AgentBuilder::renew_after`] |
+//! | events that a slow listener may be behind | 1,024; then it is told how many it missed | |
+//! | agents whose last goodbye a hub remembers | 65,536 | |
+//!
+//! The bounds on calls and on what HTTP/2 holds are those of servers and endpoints that went through [`tune_server`] and
+//! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms; a window
+//! is no memory until its reader is slow. For many agents that are not trusted, set smaller ones.
+//!
+//! # Features
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `rsa` | no | RSA keys of agents and hubs, with SHA-2 signatures only. The `rsa` crate has an unfixed timing side channel ([RUSTSEC-2023-0071](https://rustsec.org/advisories/RUSTSEC-2023-0071.html)) |
 
 mod agent;
 mod carrier;
@@ -28,3 +181,8 @@ pub use ssh::{
 };
 pub use tuning::{tune_endpoint, tune_server};
 pub use tunnel::{TunnelConnectInfo, TunnelId};
+
+/// The README's code, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
