@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::{
-    child::{self, BACKOFF, Keys},
+    child::{self, Keys},
     echo::{Echo, payload, pb::echo_client::EchoClient},
     faults::{
         alone, assert_unavailable, call, client, end_unavailable, in_flight, sockets_at, steered, successor, until,
@@ -362,25 +362,239 @@ async fn calls_while_the_agent_connects_fail_at_once_until_one_succeeds() {
     let keys = Keys::new();
     let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::to(hub.local_addr()).await;
-    let mut early = client(&hub);
-    let echo = Echo::default();
-    let connecting = tokio::spawn(keys.agent().connect(proxy.address().to_string()));
     // Slow enough for calls at every step of the login.
     proxy.set(Way::Both, |link| link.delay = Duration::from_millis(20));
+    let mut early = client(&hub);
+    let connecting = keys.agent().connect(proxy.address().to_string());
+    let agent = tokio::spawn(async move {
+        let agent = connecting.await.expect("the login succeeds");
+        let server = serve(&Echo::default(), agent.incoming());
+        (agent, server)
+    });
 
     let mut refused = 0;
-    loop {
-        let begun = Instant::now();
-        match soon("the call's end", early.unary(payload(""))).await {
-            Ok(_) => panic!("nobody serves yet"),
-            Err(status) => assert_unavailable(&status),
-        }
-        if hub.get(AGENT).is_some() {
-            break;
-        }
-        assert!(begun.elapsed() < SECOND, "a call waited {:?} for an agent that is not there", begun.elapsed());
+    while let Err(status) = within(SECOND, "a call's end", early.unary(payload(""))).await.0 {
+        assert_unavailable(&status);
         refused += 1;
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+
     assert!(refused > 5, "only {refused} calls during the login");
+    drop(agent.await.unwrap());
+}
+
+/// A login that the network swallows half-way is given up, on both sides; a call does not wait for it.
+#[tokio::test]
+async fn login_that_is_swallowed_leaves_nothing() {
+    let keys = Keys::new();
+    let timeout = Duration::from_millis(500);
+    let hub = keys.hub().login_timeout(timeout).bind("127.0.0.1:0").await.unwrap();
+    let port = hub.local_addr().port();
+    let proxy = Proxy::to(hub.local_addr()).await;
+    proxy.stall(Way::Down);
+
+    let (refused, _) = within(
+        2 * SECOND,
+        "the agent's refusal",
+        keys.agent().login_timeout(timeout).connect(proxy.address().to_string()),
+    )
+    .await;
+
+    assert!(matches!(refused, Err(ConnectError::TimedOut { .. })), "{refused:?}");
+    let (status, _) = within(SECOND, "a call's end", client(&hub).unary(payload(""))).await;
+    assert_unavailable(&status.unwrap_err());
+    until("the hub has let go", || sockets_at(port) == 0).await;
+}
+
+/// What an end does to the tunnel, with one call that will end by itself and one that will not.
+async fn ends_with_calls_in_flight(end: impl AsyncFnOnce(&Rig), limit: Duration) {
+    let rig = Rig::builder().brisk().eager().start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let hanging = in_flight(&mut rig.client(), 2).await;
+    let mut upwards = EchoClient::new(rig.agent.channel());
+    let upwards = tokio::spawn(async move { upwards.unary(steered(payload(""), &[("echo-hang", "1")])).await });
+    rig.hub_echo.wait_until("the call to the hub", |counts| counts.running() == 1).await;
+
+    end(&rig).await;
+
+    end_unavailable(hanging, limit).await;
+    let (upwards, _) = within(limit, "the end of the call to the hub", upwards).await;
+    assert_unavailable(&upwards.unwrap().unwrap_err());
+    within(limit, "the tunnel's end", tunnel.closed()).await;
+    rig.echo.wait_until("the handlers' end", |counts| counts.running() == 0).await;
+}
+
+#[tokio::test]
+async fn calls_end_when_the_tunnel_is_closed() {
+    ends_with_calls_in_flight(async |rig| rig.hub.get(AGENT).unwrap().close(), SECOND).await;
+}
+
+#[tokio::test]
+async fn calls_end_when_the_hub_is_closed() {
+    ends_with_calls_in_flight(async |rig| rig.hub.close(), SECOND).await;
+}
+
+#[tokio::test]
+async fn calls_end_when_the_agent_is_closed() {
+    ends_with_calls_in_flight(async |rig| rig.agent.close(), SECOND).await;
+}
+
+#[tokio::test]
+async fn calls_end_when_the_hubs_grace_is_over() {
+    ends_with_calls_in_flight(async |rig| rig.hub.shutdown(SECOND / 2).await, SECOND).await;
+}
+
+#[tokio::test]
+async fn calls_end_when_the_agents_grace_is_over() {
+    ends_with_calls_in_flight(async |rig| rig.agent.shutdown(SECOND / 2).await, SECOND).await;
+}
+
+#[tokio::test]
+async fn calls_end_when_a_second_shutdown_forces_the_first() {
+    let twice = async |rig: &Rig| {
+        let begun = Instant::now();
+        tokio::join!(rig.hub.shutdown(60 * SECOND), async {
+            tokio::task::yield_now().await;
+            rig.hub.shutdown(60 * SECOND).await;
+        });
+        assert!(begun.elapsed() < SECOND, "the second shutdown forces nothing");
+    };
+    ends_with_calls_in_flight(twice, SECOND).await;
+    let twice = async |rig: &Rig| {
+        let begun = Instant::now();
+        tokio::join!(rig.agent.shutdown(60 * SECOND), async {
+            tokio::task::yield_now().await;
+            rig.agent.shutdown(60 * SECOND).await;
+        });
+        assert!(begun.elapsed() < SECOND, "the second shutdown forces nothing");
+    };
+    ends_with_calls_in_flight(twice, SECOND).await;
+}
+
+/// While one side drains: calls in flight finish, new ones are refused at once, and then the tunnel closes.
+async fn drains(shutdown: impl AsyncFnOnce(&Rig)) {
+    let rig = Rig::builder().brisk().eager().start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let mut client = rig.client();
+    let slow = |mut client: common::faults::Client| {
+        tokio::spawn(async move { client.unary(steered(payload("slow"), &[("echo-delay-ms", "800")])).await })
+    };
+    let slow: Vec<_> = (0..10).map(|_| slow(client.clone())).collect();
+    rig.echo.wait_until("ten calls", |counts| counts.running() == 10).await;
+
+    let draining = async {
+        let begun = Instant::now();
+        shutdown(&rig).await;
+        begun.elapsed()
+    };
+    let calling = async {
+        // Until the word of the drain has arrived, calls may still succeed.
+        let mut succeeded = 0;
+        while let (Ok(_), _) = within(SECOND, "a new call's end", client.unary(payload("new"))).await {
+            succeeded += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (refused, _) = within(SECOND, "a new call's end", client.unary(payload("new"))).await;
+        assert_unavailable(&refused.unwrap_err());
+        succeeded
+    };
+    let (took, succeeded) = tokio::join!(draining, calling);
+
+    for call in slow {
+        let answer = soon("a slow call", call).await.unwrap();
+        assert_eq!(answer.expect("a call that had begun finishes").into_inner(), payload("slow"));
+    }
+    soon("the tunnel's end", tunnel.closed()).await;
+    assert!(took < 5 * SECOND, "the drain took {took:?}, as if a call were still running");
+    eprintln!("drained in {took:?}, {succeeded} new calls before it was known");
+}
+
+#[tokio::test]
+async fn hub_that_drains_finishes_what_has_begun() {
+    drains(async |rig| rig.hub.shutdown(30 * SECOND).await).await;
+}
+
+#[tokio::test]
+async fn agent_that_drains_finishes_what_has_begun() {
+    drains(async |rig| rig.agent.shutdown(30 * SECOND).await).await;
+}
+
+/// No call is lost between two tunnels: what the server has not begun is refused, so that it may be sent again.
+#[tokio::test]
+async fn agents_restart_under_load_loses_no_call_that_had_begun() {
+    let keys = Keys::new();
+    let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let echo = Echo::default();
+    let mut load = None;
+    for _ in 0..5 {
+        let agent = keys.agent().connect(hub.local_addr().to_string()).await.unwrap();
+        let server = serve(&echo, agent.incoming());
+        soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+        let load = load.get_or_insert_with(|| Load::start((0..8).map(|_| client(&hub)).collect()));
+        load.answers(50).await;
+        agent.shutdown(10 * SECOND).await;
+        soon("the server's end", server).await.unwrap().unwrap();
+    }
+    let (answered, failed) = load.expect("a load").stop().await;
+    let counts = echo.wait_until("the handlers' end", |counts| counts.running() == 0).await;
+    assert_eq!((counts.finished, counts.cancelled), (answered, 0), "a call that had begun was lost ({failed} refused)");
+    eprintln!("5 restarts of the agent: {answered} answered, {failed} refused");
+}
+
+/// A dial that waits for its answer when the tunnel is lost learns it then, not at its own deadline.
+#[tokio::test]
+async fn dial_in_flight_ends_with_its_tunnel() {
+    let rig = Rig::builder().brisk().eager().proxy().start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let (down, up) = (tunnel.connector(), rig.agent.connector());
+    rig.proxy().stall(Way::Both);
+    let dials = [tokio::spawn(async move { down.dial().await }), tokio::spawn(async move { up.dial().await })];
+    tokio::time::sleep(Duration::from_millis(50)).await; // long enough for them to be sent
+
+    rig.proxy().cut(Cut::Reset);
+
+    for dial in dials {
+        let (failed, _) = within(SECOND, "the dial's end", dial).await;
+        let failed = failed.unwrap().expect_err("the tunnel is gone");
+        assert!(matches!(failed, DialError::Disconnected { .. }), "{failed}");
+    }
+}
+
+#[tokio::test]
+async fn dial_that_is_not_answered_ends_at_its_deadline() {
+    let limit = Duration::from_millis(300);
+    let rig = Rig::builder().hub(|hub| hub.open_timeout(limit)).agent(|agent| agent.open_timeout(limit)).proxy();
+    let rig = rig.start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    rig.proxy().stall(Way::Both);
+    for connector in [tunnel.connector(), rig.agent.connector()] {
+        let (failed, _) = within(SECOND, "the dial's end", connector.dial()).await;
+        let failed = failed.expect_err("nobody answers");
+        assert!(matches!(failed, DialError::TimedOut { after, .. } if after == limit), "{failed}");
+    }
+    rig.proxy().resume(Way::Both);
+    call(&mut rig.client()).await;
+    assert_eq!(rig.hub.get(AGENT).map(|now| now.id()), Some(tunnel.id()), "the late answers ended the tunnel");
+}
+
+/// Keepalive is on at both ends by default settings too: each side notices by itself, whatever the other has set.
+#[tokio::test]
+async fn each_side_notices_a_dead_peer_by_its_own_keepalive() {
+    let (brisk, lazy) = (BRISK, (Duration::from_secs(60), 3));
+    for hub_notices in [true, false] {
+        let (hub, agent) = if hub_notices { (brisk, lazy) } else { (lazy, brisk) };
+        let hub_settings = move |builder: dialback::HubBuilder| builder.keepalive(hub.0 / 2, 1).open_timeout(hub.0);
+        let rig = Rig::builder().hub(hub_settings).agent(|builder| builder.keepalive(agent.0 / 2, 1)).proxy().start().await;
+        let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+        rig.proxy().stall(Way::Both);
+        match hub_notices {
+            true => {
+                let (gone, _) = within(2 * SECOND, "the hub's notice", tunnel.closed()).await;
+                assert_eq!(gone.reason, CloseReason::KeepaliveTimeout);
+            }
+            false => {
+                common::faults::noticed(&rig, 2 * SECOND).await;
+            }
+        }
+    }
 }
