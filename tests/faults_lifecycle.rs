@@ -23,7 +23,7 @@ use common::{
     rig::{AGENT, BRISK, Rig, serve, soon},
 };
 use dialback::{Agent, AllowedKeys, CloseReason, ConnectError, DialError, HostKeys, Hub, HubEvent, PrivateKey};
-use tokio::{net::TcpStream, sync::watch, task::JoinSet};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, task::JoinSet, time::timeout};
 use tonic::Code;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -189,12 +189,19 @@ async fn hub_without_file_descriptors_lives_and_recovers() {
     let mut to_hub = EchoClient::new(agent.channel());
     soon("a call", to_hub.unary(payload(""))).await.unwrap();
 
-    let mut strangers = Vec::new();
-    for _ in 0..400 {
-        strangers.push(TcpStream::connect(&*address).await.expect("the kernel accepts for the hub"));
-    }
+    // Strangers come until one is not greeted any more.
     let id = hub.id().expect("the hub lives");
-    until("the hub has no descriptor left", || descriptors(id) >= 256).await;
+    let mut strangers = Vec::new();
+    loop {
+        let mut stranger = TcpStream::connect(&*address).await.expect("the kernel accepts for the hub");
+        let greeted = timeout(SECOND / 2, stranger.read(&mut [0; 4])).await.is_ok();
+        strangers.push(stranger);
+        if !greeted {
+            break;
+        }
+        assert!(strangers.len() < 300, "the hub has more descriptors than it should");
+    }
+    assert_eq!(descriptors(id), 256, "the hub is out of descriptors");
 
     let (before, begun) = (cpu_time(id), Instant::now());
     tokio::time::sleep(SECOND).await;

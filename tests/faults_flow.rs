@@ -1,0 +1,320 @@
+//! What much data, unread data and many channels do to a tunnel. The letters are the cases of the project's list of
+//! faults.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    echo::{Echo, payload},
+    faults::{
+        agent_tunnel, alone, bulk, call, client, in_flight, raw_channel, resident, soon_all, steered, until, within,
+    },
+    proxy::{Proxy, Way},
+    rig::{AGENT, Rig, serve, soon},
+};
+use dialback::{DialError, TunnelIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+use tokio_stream::StreamExt;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MBIT: u64 = 1_000_000 / 8;
+
+/// A rig without gRPC: pairs of ends of so many channels.
+async fn pairs(rig: &Rig, channels: usize) -> Vec<(TunnelIo, TunnelIo)> {
+    let mut incoming = rig.agent.incoming();
+    let mut pairs = Vec::new();
+    for _ in 0..channels {
+        pairs.push(raw_channel(rig, &mut incoming).await);
+    }
+    pairs
+}
+
+/// A5: bulk both ways at once, over sockets and links of all sizes, never stands still.
+async fn both_ways(channels: usize, buffers: Option<u32>, rate: Option<u64>, time: Duration) {
+    let _alone = alone();
+    // Keepalives have to be answered in time through all of it.
+    let rig = Rig::builder().brisk().proxy_with(buffers, |_| {}).start().await;
+    rig.proxy().set(Way::Both, |link| link.rate = rate);
+    let tunnel = agent_tunnel(&rig);
+    let begun = Instant::now();
+
+    let [down, up] = bulk(pairs(&rig, channels).await, time).await;
+
+    assert_eq!(agent_tunnel(&rig), tunnel, "the tunnel did not live through it");
+    let megabytes = |bytes: u64| bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
+    eprintln!(
+        "A5 {channels} channels, buffers {buffers:?}, rate {rate:?}: {:.1} MB/s down, {:.1} MB/s up",
+        megabytes(down),
+        megabytes(up)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_both_ways_flows_on_one_channel() {
+    both_ways(1, None, None, SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_both_ways_flows_through_small_sockets() {
+    both_ways(2, Some(8 << 10), None, SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_both_ways_flows_on_four_channels_and_a_slow_link() {
+    both_ways(4, Some(64 << 10), Some(20 * MBIT), SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_both_ways_flows_on_sixteen_channels() {
+    both_ways(16, Some(64 << 10), None, SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn bulk_both_ways_never_stands_still() {
+    for channels in [1, 2, 4, 16] {
+        for buffers in [Some(8 << 10), Some(64 << 10), None] {
+            for rate in [Some(MBIT), Some(20 * MBIT), Some(100 * MBIT), None] {
+                both_ways(channels, buffers, rate, 5 * SECOND).await;
+            }
+        }
+    }
+    both_ways(16, None, None, 30 * SECOND).await;
+}
+
+/// A6: keys are renewed all the time, under load.
+async fn rekey_storm(channels: usize, bytes: usize, time: Duration) {
+    let _alone = alone();
+    let rig = Rig::builder()
+        .brisk()
+        .hub(|hub| hub.rekey(bytes, SECOND))
+        .agent(|agent| agent.rekey(bytes, SECOND))
+        .proxy_with(Some(64 << 10), |_| {});
+    let rig = rig.start().await;
+    let tunnel = agent_tunnel(&rig);
+
+    let [down, up] = bulk(pairs(&rig, channels).await, time).await;
+
+    assert_eq!(agent_tunnel(&rig), tunnel, "the tunnel did not live through it");
+    let least = (down + up) / bytes as u64;
+    assert!(least >= 3, "only {} bytes: too few for keys to have been renewed more than once", down + up);
+    eprintln!("A6 {channels} channels, {} kB at a time: {down} bytes down, {up} up, at least {least} rekeys", bytes >> 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_renewed_under_load_on_one_channel() {
+    rekey_storm(1, 1 << 20, SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_renewed_under_load_on_four_channels() {
+    rekey_storm(4, 1 << 20, SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_renewed_under_load_on_sixteen_channels() {
+    rekey_storm(16, 4 << 20, SECOND).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn keys_are_renewed_under_load_for_a_minute() {
+    for channels in [1, 4, 16] {
+        rekey_storm(channels, 1 << 20, 20 * SECOND).await;
+        rekey_storm(channels, 16 << 20, 60 * SECOND).await;
+    }
+}
+
+/// A6, as users run it: calls, not raw channels.
+#[tokio::test]
+async fn calls_go_on_while_keys_are_renewed() {
+    let rig = Rig::builder()
+        .brisk()
+        .hub(|hub| hub.rekey(1 << 20, SECOND))
+        .agent(|agent| agent.rekey(1 << 20, SECOND))
+        .start()
+        .await;
+    let tunnel = agent_tunnel(&rig);
+    let mut client = rig.client();
+    let begun = Instant::now();
+    let mut calls = 0;
+    while begun.elapsed() < 2 * SECOND {
+        let message = payload(common::echo::pattern(calls, 256 << 10));
+        let answer = soon("an answer", client.unary(message.clone())).await.expect("the call succeeds");
+        assert!(answer.into_inner() == message, "call {calls} answers what was sent");
+        calls += 1;
+    }
+    assert_eq!(agent_tunnel(&rig), tunnel);
+    assert!(calls > 20, "only {calls} calls: too few for keys to have been renewed");
+}
+
+/// Which end does not read.
+#[derive(Clone, Copy, Debug)]
+enum Deaf {
+    Agent,
+    Hub,
+}
+
+/// C2: many small messages to a channel that nobody reads do not hold up the others.
+async fn unread(messages: usize, deaf: Deaf) {
+    let rig = Rig::builder().brisk().start().await;
+    let tunnel = agent_tunnel(&rig);
+    let (mut sender, reader) = {
+        let (hub, agent) = pairs(&rig, 1).await.remove(0);
+        match deaf {
+            Deaf::Agent => (hub, agent),
+            Deaf::Hub => (agent, hub),
+        }
+    };
+    let _server = serve(&rig.echo, rig.agent.incoming());
+    let mut client = rig.client();
+    let base = slowest_of_50(&mut client).await;
+
+    for _ in 0..messages {
+        soon("a write", sender.write_all(&[7])).await.expect("the channel is open");
+        sender.flush().await.expect("the channel is open");
+    }
+
+    let slowest = slowest_of_50(&mut client).await;
+    assert!(slowest < base + SECOND / 4, "calls take {slowest:?}, and {base:?} before");
+    // Upwards, too.
+    let mut upwards = common::echo::pb::echo_client::EchoClient::new(rig.agent.channel());
+    soon("a call to the hub", upwards.unary(payload(""))).await.expect("it succeeds");
+    // Nothing of it was lost.
+    let mut reader = reader.take(messages as u64);
+    let mut all = Vec::new();
+    soon("what was sent", reader.read_to_end(&mut all)).await.expect("it can be read");
+    assert_eq!(all.len(), messages);
+    assert_eq!(agent_tunnel(&rig), tunnel);
+    eprintln!("C2 {messages} messages, {deaf:?} deaf: slowest call {slowest:?}, before {base:?}");
+}
+
+async fn slowest_of_50(client: &mut common::faults::Client) -> Duration {
+    let mut slowest = Duration::ZERO;
+    for _ in 0..50 {
+        let begun = Instant::now();
+        call(client).await;
+        slowest = slowest.max(begun.elapsed());
+    }
+    slowest
+}
+
+#[tokio::test]
+async fn agents_unread_channel_with_101_messages_holds_up_nothing() {
+    unread(101, Deaf::Agent).await;
+}
+
+#[tokio::test]
+async fn agents_unread_channel_with_1000_messages_holds_up_nothing() {
+    unread(1000, Deaf::Agent).await;
+}
+
+#[tokio::test]
+async fn hubs_unread_channel_with_101_messages_holds_up_nothing() {
+    unread(101, Deaf::Hub).await;
+}
+
+#[tokio::test]
+async fn hubs_unread_channel_with_1000_messages_holds_up_nothing() {
+    unread(1000, Deaf::Hub).await;
+}
+
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn unread_channel_with_100_000_messages_holds_up_nothing() {
+    unread(100_000, Deaf::Agent).await;
+    unread(100_000, Deaf::Hub).await;
+}
+
+/// C2: past the tunnel's bound the unread channel is closed, on both ends, and everything else lives.
+async fn over_the_bound(deaf: Deaf) {
+    const WINDOW: u32 = 64 << 10;
+    let rig = Rig::builder().brisk().hub(|hub| hub.window(WINDOW)).agent(|agent| agent.window(WINDOW)).start().await;
+    let tunnel = agent_tunnel(&rig);
+    let (mut sender, mut reader) = {
+        let (hub, agent) = pairs(&rig, 1).await.remove(0);
+        match deaf {
+            Deaf::Agent => (hub, agent),
+            Deaf::Hub => (agent, hub),
+        }
+    };
+    let _server = serve(&rig.echo, rig.agent.incoming());
+    let mut client = rig.client();
+    let calls = in_flight(&mut client, 1).await;
+
+    let refused = soon("the channel's end", async {
+        loop {
+            if let Err(error) = sender.write_all(&[7; 1000]).await {
+                return error;
+            }
+        }
+    });
+    let refused = refused.await;
+
+    assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe, "{refused}");
+    let read = soon("the reader's end", reader.read_to_end(&mut Vec::new())).await;
+    assert_eq!(read.expect_err("the reader is told").kind(), std::io::ErrorKind::OutOfMemory);
+    call(&mut client).await;
+    assert_eq!(rig.echo.counts().running(), 1, "the call in flight was lost");
+    assert_eq!(agent_tunnel(&rig), tunnel, "the tunnel was lost");
+    drop(calls);
+}
+
+#[tokio::test]
+async fn channel_that_the_agent_does_not_read_is_closed_at_the_bound() {
+    over_the_bound(Deaf::Agent).await;
+}
+
+#[tokio::test]
+async fn channel_that_the_hub_does_not_read_is_closed_at_the_bound() {
+    over_the_bound(Deaf::Hub).await;
+}
+
+/// D3: many dials, one after the other. The tunnel is renewed; nobody notices.
+async fn dials(count: usize, renew_after: u64) -> usize {
+    let rig = Rig::builder().agent(|agent| agent.renew_after(renew_after)).start().await;
+    let first = rig.hub.wait_for(AGENT).await.unwrap();
+    let connector = rig.hub.connector(AGENT).unwrap();
+    let mut client = rig.client();
+    let mut slow = in_flight(&mut client, 1).await;
+    let mut status = rig.agent.status();
+    let (mut renewals, mut before) = (0, first.id());
+    let mut watched = None;
+    for dial in 0..count {
+        let channel = soon("a dial", connector.dial()).await;
+        match channel {
+            Ok(channel) => drop(channel),
+            // The tunnel that it went to was renewed in that moment; a caller tries again.
+            Err(DialError::Draining { .. } | DialError::Rejected { .. }) => {}
+            Err(error) => panic!("dial {dial}: {error}"),
+        }
+        assert!(status.borrow_and_update().is_connected(), "the agent was not connected at dial {dial}");
+        let now = rig.hub.get(AGENT).expect("the agent can always be called").id();
+        if now != before {
+            (renewals, before) = (renewals + 1, now);
+        }
+        if dial == count / 10 {
+            watched = Some(resident());
+        }
+    }
+    call(&mut client).await;
+    // What was in flight on the first tunnel is still.
+    assert!(timeout(Duration::from_millis(100), slow[0].message()).await.is_err(), "the first tunnel's call was lost");
+    drop(slow);
+    soon("the first tunnel's end", first.closed()).await;
+    eprintln!(
+        "D3: {count} dials, {renewals} renewals, {} kB more than after the first tenth",
+        (resident() as i64 - watched.map_or(0, |bytes| bytes as i64)) >> 10
+    );
+    renewals
+}
+
+#[tokio::test]
+async fn worn_out_tunnel_is_renewed_unnoticed() {
+    assert!(dials(300, 64).await >= 2, "the tunnel was not renewed");
+}
