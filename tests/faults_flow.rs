@@ -7,11 +7,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    echo::{Echo, payload},
-    faults::{
-        agent_tunnel, alone, bulk, call, client, in_flight, raw_channel, resident, soon_all, steered, until, within,
-    },
-    proxy::{Proxy, Way},
+    echo::payload,
+    faults::{agent_tunnel, alone, bulk, call, in_flight, raw_channel, resident, within},
+    proxy::Way,
     rig::{AGENT, Rig, serve, soon},
 };
 use dialback::{DialError, TunnelIo};
@@ -103,7 +101,10 @@ async fn rekey_storm(channels: usize, bytes: usize, time: Duration) {
     assert_eq!(agent_tunnel(&rig), tunnel, "the tunnel did not live through it");
     let least = (down + up) / bytes as u64;
     assert!(least >= 3, "only {} bytes: too few for keys to have been renewed more than once", down + up);
-    eprintln!("A6 {channels} channels, {} kB at a time: {down} bytes down, {up} up, at least {least} rekeys", bytes >> 10);
+    eprintln!(
+        "A6 {channels} channels, {} kB at a time: {down} bytes down, {up} up, at least {least} rekeys",
+        bytes >> 10
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,4 +318,139 @@ async fn dials(count: usize, renew_after: u64) -> usize {
 #[tokio::test]
 async fn worn_out_tunnel_is_renewed_unnoticed() {
     assert!(dials(300, 64).await >= 2, "the tunnel was not renewed");
+}
+
+/// D3: 100,000 channels cost no more memory than those of one tunnel's life.
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn a_hundred_thousand_dials_cost_no_memory() {
+    let _alone = alone();
+    let before = resident();
+    let renewals = dials(100_000, 1024).await;
+    assert!(renewals >= 90, "only {renewals} renewals");
+    let more = resident().saturating_sub(before);
+    eprintln!("D3: {} kB more than before", more >> 10);
+    assert!(more <= 10 << 20, "{more} bytes more");
+}
+
+/// D3: an agent that does not renew its tunnel, such as a stock `ssh -R`, loses it before it costs too much, and comes
+/// back with a new one.
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn tunnel_that_is_never_renewed_is_ended_by_the_hub() {
+    let _alone = alone();
+    let rig = Rig::builder().agent(|agent| agent.renew_after(u64::MAX)).eager().start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let connector = tunnel.connector();
+    let mut dials = 0;
+    while let Ok(channel) = soon("a dial", connector.dial()).await {
+        drop(channel);
+        dials += 1;
+        assert!(dials < 20_000, "the hub lets it go on for ever");
+    }
+    let gone = soon("the tunnel's end", tunnel.closed()).await;
+    assert!(matches!(gone.reason, dialback::CloseReason::Refused { .. }), "{gone:?}");
+    common::faults::successor(&rig.hub, tunnel.id(), 3 * SECOND).await;
+    call(&mut rig.client()).await;
+    eprintln!("D3: the hub ended the tunnel after {dials} dials");
+}
+
+/// How the opens of [`cancelled_opens`] are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Accepted,
+    Rejected,
+}
+
+/// D6: dials are given up before, while and after their answers arrive. The tunnel lives, and no channel is left.
+async fn cancelled_opens(rounds: u64, answer: Answer) {
+    const CHANNELS: usize = 8;
+    let rig = Rig::builder()
+        .hub(|hub| hub.max_channels(CHANNELS))
+        .agent(|agent| agent.max_channels(CHANNELS).renew_after(u64::MAX))
+        .proxy()
+        .start()
+        .await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let agents = agent_tunnel(&rig);
+    let connectors = [tunnel.connector(), rig.agent.connector()];
+    if answer == Answer::Rejected {
+        drop((rig.agent.incoming(), rig.hub.incoming()));
+    }
+    let (mut opened, mut refused, mut cancelled) = (0, 0, 0);
+    for round in 0..rounds {
+        // Every patience from 0 to 20 ms meets every time on the way from 0 to 10 ms, each way.
+        rig.proxy().set(Way::Both, |link| link.delay = Duration::from_millis(round * 7 % 11));
+        let patience = Duration::from_millis(round % 21);
+        let dials = connectors.each_ref().map(|connector| timeout(patience, connector.dial()));
+        let [down, up] = dials;
+        let (down, up) = tokio::join!(down, up);
+        for result in [down, up] {
+            match result {
+                Ok(Ok(_)) => opened += 1,
+                // Those that were given up a moment ago may still count.
+                Ok(Err(DialError::Rejected { .. })) => refused += 1,
+                Ok(Err(error)) => panic!("round {round}: {error}"),
+                Err(_) => cancelled += 1,
+            }
+        }
+    }
+    rig.proxy().set(Way::Both, |link| link.delay = Duration::ZERO);
+    let _servers = (answer == Answer::Rejected)
+        .then(|| (serve(&rig.echo, rig.agent.incoming()), serve(&rig.hub_echo, rig.hub.incoming())));
+
+    // A channel that was left over would take one of the places.
+    for connector in &connectors {
+        soon("room for as many channels as ever", async {
+            loop {
+                let mut all = Vec::new();
+                while let Ok(channel) = connector.dial().await {
+                    all.push(channel);
+                }
+                if all.len() == CHANNELS {
+                    return;
+                }
+                drop(all);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+    assert_eq!((rig.hub.get(AGENT).map(|now| now.id()), agent_tunnel(&rig)), (Some(tunnel.id()), agents));
+    // The hub waits for every channel that it counts.
+    within(2 * SECOND, "the drain", rig.hub.shutdown(60 * SECOND)).await;
+    eprintln!("D6 {answer:?}, {rounds} rounds: {opened} opened, {refused} refused, {cancelled} cancelled");
+}
+
+#[tokio::test]
+async fn dials_that_are_given_up_leave_nothing() {
+    cancelled_opens(150, Answer::Accepted).await;
+}
+
+#[tokio::test]
+async fn rejected_dials_that_are_given_up_leave_nothing() {
+    cancelled_opens(150, Answer::Rejected).await;
+}
+
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn ten_thousand_dials_that_are_given_up_leave_nothing() {
+    cancelled_opens(5_000, Answer::Accepted).await;
+    cancelled_opens(5_000, Answer::Rejected).await;
+}
+
+/// TCP_NODELAY is on at both ends: without it a call may wait 40 ms for a delayed acknowledgement.
+#[tokio::test]
+async fn small_calls_do_not_wait_for_acknowledgements() {
+    let rig = Rig::start().await;
+    let mut client = rig.client();
+    let mut times = Vec::new();
+    for _ in 0..51 {
+        let begun = Instant::now();
+        let mut chat = client.chat(tokio_stream::iter([payload("a"), payload("b")])).await.unwrap().into_inner();
+        while soon("an answer", chat.next()).await.transpose().unwrap().is_some() {}
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    assert!(times[25] < Duration::from_millis(30), "the median call takes {:?}", times[25]);
 }

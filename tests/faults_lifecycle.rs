@@ -591,7 +591,8 @@ async fn each_side_notices_a_dead_peer_by_its_own_keepalive() {
     for hub_notices in [true, false] {
         let (hub, agent) = if hub_notices { (brisk, lazy) } else { (lazy, brisk) };
         let hub_settings = move |builder: dialback::HubBuilder| builder.keepalive(hub.0 / 2, 1).open_timeout(hub.0);
-        let rig = Rig::builder().hub(hub_settings).agent(|builder| builder.keepalive(agent.0 / 2, 1)).proxy().start().await;
+        let rig =
+            Rig::builder().hub(hub_settings).agent(|builder| builder.keepalive(agent.0 / 2, 1)).proxy().start().await;
         let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
         rig.proxy().stall(Way::Both);
         match hub_notices {
