@@ -138,7 +138,14 @@ impl TunnelChannel {
         let mut retried = false;
         loop {
             let session = self.route.session()?;
-            let mut sender = session.shared.get(&session).await?;
+            let mut sender = match session.shared.get(&session).await {
+                // The tunnel was renewed since the route was asked: ask again.
+                Err(DialError::Draining { .. }) if !retried => {
+                    retried = true;
+                    continue;
+                }
+                sender => sender?,
+            };
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok((session, response)),
                 Err(mut error) => match error.take_message() {

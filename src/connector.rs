@@ -119,7 +119,12 @@ impl Connector {
     /// # Cancel safety
     /// Safe, see the type.
     pub async fn dial(&self) -> Result<TunnelIo, DialError> {
-        self.route.session()?.open().await
+        let session = self.route.session()?;
+        match session.open().await {
+            // The tunnel was renewed since the route was asked: ask again.
+            Err(DialError::Draining { .. }) => self.route.session()?.open().await,
+            opened => opened,
+        }
     }
 }
 

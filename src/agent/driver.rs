@@ -111,25 +111,28 @@ impl Route for Shared {
 pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut backoff: Backoff) {
     let mut draining = JoinSet::new();
     let mut renew_at = shared.renew_after;
+    let mut adopted = tokio::time::Instant::now();
     loop {
-        let stood = tokio::time::Instant::now();
         tokio::select! {
             () = shared.stopped() => return,
             gone = session.closed() => {
                 let lost = gone.to_string();
                 shared.status.send_replace(AgentStatus::Disconnected { why: gone });
-                backoff.lost_after(stood.elapsed());
+                backoff.lost_after(adopted.elapsed());
                 let reconnected = tokio::select! {
                     () = shared.stopped() => return,
                     session = reconnect(&shared, &mut backoff, lost) => session,
                 };
                 session = reconnected;
                 shared.adopt(&session);
+                adopted = tokio::time::Instant::now();
                 renew_at = shared.renew_after;
             }
             () = worn_out(&session, renew_at) => {
                 let renewed = tokio::select! {
                     () = shared.stopped() => return,
+                    // Lost meanwhile: that comes first.
+                    _ = session.closed() => continue,
                     renewed = shared.connect_once() => renewed,
                 };
                 match renewed {
@@ -137,15 +140,17 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                         tracing::info!(agent = %shared.id, old = %session.id, new = %new.id, "tunnel renewed");
                         let old = std::mem::replace(&mut session, new);
                         shared.adopt(&session);
+                        adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
                         let old = CloseOnDrop(old);
-                        draining.spawn(async move { old.0.drain_and_close(RENEWED_DRAIN, CloseReason::Replaced).await });
+                        draining.spawn(async move { old.0.drain_and_be_closed(RENEWED_DRAIN, CloseReason::Replaced).await });
                     }
                     Err(error) => {
                         tracing::warn!(agent = %shared.id, error = &error as &dyn std::error::Error, "tunnel not renewed");
                         // The old one still works; ask again after as many channels, and not at once.
                         renew_at = session.closed_channels() + shared.renew_after;
-                        tokio::time::sleep(RENEWAL_RETRY).await;
+                        // A tunnel that is lost meanwhile is not made to wait.
+                        let _ = tokio::time::timeout(RENEWAL_RETRY, session.closed()).await;
                     }
                 }
             }

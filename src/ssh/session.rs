@@ -30,6 +30,9 @@ const PENDING_OPENS: usize = 64;
 /// How long a goodbye may take before the connection is dropped.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// How long an idle tunnel that the peer should close is left to it.
+const PEERS_TURN: Duration = Duration::from_secs(10);
+
 /// russh keeps about 3.9 kB for each channel that this side closed first, as long as the session lives. A tunnel that
 /// has closed this many (16 MB) is due for renewal.
 pub(crate) const RENEW_AFTER: u64 = 4096;
@@ -111,6 +114,8 @@ impl Session {
     /// The open itself runs in a task of its own: a cancelled open would harm the peer's session. Dropping this future
     /// leaves that task to finish, and the channel, if it comes, is closed.
     pub(crate) async fn open(self: &Arc<Self>) -> Result<TunnelIo, DialError> {
+        // Before the look at `draining`: a drain that begins after it waits for this open.
+        let under_way = UnderWay::new(self);
         if let Some(gone) = self.disconnected.borrow().clone() {
             return Err(DialError::Disconnected { agent: self.agent.clone(), gone });
         }
@@ -120,6 +125,7 @@ impl Session {
         let (mut answer, opened) = oneshot::channel();
         let session = self.clone();
         self.runtime.spawn(async move {
+            let _under_way = under_way;
             // Until the open is under way it may be given up, and is when the caller has left.
             let turn = tokio::select! {
                 turn = session.opens.acquire() => turn,
@@ -177,7 +183,7 @@ impl Session {
         }
     }
 
-    /// How many channels are open, as it changes.
+    /// How many channels are open or being opened by this side, as it changes.
     pub(crate) fn channels(&self) -> watch::Receiver<usize> {
         self.channels.subscribe()
     }
@@ -204,13 +210,32 @@ impl Session {
         }
     }
 
-    /// Waits until no channel is open or the tunnel is gone.
+    /// Waits until no channel is open, nor being opened by this side, or the tunnel is gone.
     pub(crate) async fn drained(&self) {
         let mut channels = self.channels.subscribe();
         tokio::select! {
             _ = channels.wait_for(|open| *open == 0) => {}
             _ = self.closed() => {}
         }
+    }
+
+    /// Drains, and leaves the closing to the peer, whose opens may still be on their way; closes only when the peer does
+    /// not, and at the latest after `limit`.
+    pub(crate) async fn drain_and_be_closed(&self, limit: Duration, reason: CloseReason) {
+        self.drain();
+        let idle = async {
+            loop {
+                self.drained().await;
+                // A peer that does not close idle tunnels must not keep this one for long.
+                let peer_closed = tokio::time::timeout(PEERS_TURN, self.closed()).await.is_ok();
+                if peer_closed || *self.channels.borrow() == 0 {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, idle).await; // what is still open then is cut off
+        self.close(reason);
+        self.closed().await;
     }
 
     /// Drains, then closes: at once when nothing is open, at the latest after `limit`.
@@ -306,6 +331,22 @@ impl Session {
                 Ok(())
             }
         }
+    }
+}
+
+/// An open that is under way counts as a channel: a tunnel that is being drained must not end beneath it.
+struct UnderWay(Arc<Session>);
+
+impl UnderWay {
+    fn new(session: &Arc<Session>) -> Self {
+        session.channels.send_modify(|open| *open += 1);
+        Self(session.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.channels.send_modify(|open| *open -= 1);
     }
 }
 
