@@ -288,12 +288,7 @@ async fn dials(count: usize, renew_after: u64) -> usize {
     let mut watched = None;
     for dial in 0..count {
         let channel = soon("a dial", connector.dial()).await;
-        match channel {
-            Ok(channel) => drop(channel),
-            // The tunnel that it went to was renewed in that moment; a caller tries again.
-            Err(DialError::Draining { .. } | DialError::Rejected { .. }) => {}
-            Err(error) => panic!("dial {dial}: {error}"),
-        }
+        drop(channel.unwrap_or_else(|e| panic!("dial {dial}: {e}")));
         assert!(status.borrow_and_update().is_connected(), "the agent was not connected at dial {dial}");
         let now = rig.hub.get(AGENT).expect("the agent can always be called").id();
         if now != before {
@@ -318,6 +313,53 @@ async fn dials(count: usize, renew_after: u64) -> usize {
 #[tokio::test]
 async fn worn_out_tunnel_is_renewed_unnoticed() {
     assert!(dials(300, 64).await >= 2, "the tunnel was not renewed");
+}
+
+/// D3: the network has no room for a new tunnel: the old one serves on, and is replaced at once when it is lost.
+#[tokio::test]
+async fn tunnel_that_cannot_be_renewed_serves_on_and_is_missed_when_lost() {
+    let rig = Rig::builder().brisk().eager().agent(|agent| agent.renew_after(8)).proxy().start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let connector = tunnel.connector();
+    rig.proxy().refuse().await;
+    for _ in 0..100 {
+        drop(soon("a dial", connector.dial()).await.expect("the old tunnel serves on"));
+    }
+    call(&mut rig.client()).await;
+    assert_eq!(rig.hub.get(AGENT).map(|now| now.id()), Some(tunnel.id()));
+
+    rig.proxy().cut(common::proxy::Cut::Reset);
+    rig.proxy().accept().await;
+
+    common::faults::successor(&rig.hub, tunnel.id(), 3 * SECOND).await;
+    call(&mut rig.client()).await;
+}
+
+/// D3: calls that follow the agent from tunnel to tunnel do not notice a renewal either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_do_not_notice_that_a_tunnel_is_renewed() {
+    let rig = Rig::builder().agent(|agent| agent.renew_after(16)).start().await;
+    let connector = rig.hub.connector(AGENT).unwrap();
+    let stop = tokio::sync::watch::Sender::new(false);
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (mut client, stopped) = (rig.client(), stop.subscribe());
+            tokio::spawn(async move {
+                while !*stopped.borrow() {
+                    call(&mut client).await;
+                }
+            })
+        })
+        .collect();
+    let first = rig.hub.wait_for(AGENT).await.unwrap();
+    for dial in 0..200 {
+        drop(soon("a dial", connector.dial()).await.unwrap_or_else(|e| panic!("dial {dial}: {e}")));
+    }
+    stop.send_replace(true);
+    for caller in callers {
+        soon("the calls' end", caller).await.expect("no call failed");
+    }
+    assert_ne!(rig.hub.get(AGENT).expect("the agent is there").id(), first.id(), "the tunnel was not renewed");
 }
 
 /// D3: 100,000 channels cost no more memory than those of one tunnel's life.
