@@ -46,8 +46,8 @@ pub trait Authorizer: Send + Sync + 'static {
     /// The reason for the refusal, for the hub's log.
     ///
     /// # Cancel safety
-    /// The hub drops the future when the peer leaves or its login deadline passes, so an implementation must stay
-    /// usable when that happens at any await.
+    /// The hub drops the future when its login deadline passes, so an implementation must stay usable when that
+    /// happens at any await.
     async fn authorize(&self, claim: &Claim) -> Result<Grant, Denied>;
 
     /// Whether a certificate may ever be granted anything. A certificate is first offered by its bare key, so where

@@ -5,6 +5,7 @@ mod authorized_keys;
 mod authorizer;
 mod client;
 mod config;
+mod greeting;
 mod host_keys;
 mod identity;
 mod io;

@@ -17,6 +17,7 @@ use super::authorized_keys::certificate::Certificate;
 use super::authorizer::{Authorizer, Claim, Credential, Grant};
 use super::client::end_of;
 use super::config::TunnelConfig;
+use super::greeting::Greeted;
 use super::io::TunnelIo;
 use super::key::PublicKey;
 use super::session::{Opener, Session, SessionParts, TUNNEL_PATH};
@@ -88,6 +89,7 @@ where
         carrier: carrier.clone(),
         local,
         peer,
+        deadline,
         claim: None,
         failures: 0,
         probes: 0,
@@ -97,7 +99,7 @@ where
     };
 
     let left = |error: Error| Turned::Left { error: error.to_string().escape_debug().to_string() };
-    let stream = WriteBehind::new(stream, carrier.clone());
+    let stream = Greeted::new(WriteBehind::new(stream, carrier.clone()));
     let started = timeout_at(deadline, russh::server::run_stream(door.russh.clone(), stream, handler)).await;
     let mut running = started.map_err(|_| Turned::TimedOut { after })?.map_err(left)?;
 
@@ -140,6 +142,8 @@ struct ServerHandler {
     carrier: Arc<Carrier>,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
+    /// When the login has to be done.
+    deadline: Instant,
     /// Set by a verified key or certificate, and by nothing else.
     claim: Option<(AgentId, Proof)>,
     failures: usize,
@@ -174,9 +178,15 @@ impl ServerHandler {
             }
         };
         let claim = Claim::new(agent_id.clone(), credential, peer);
-        match self.door.authorizer.authorize(&claim).await {
-            Ok(grant) => Some((agent_id, grant)),
-            Err(denied) => {
+        // The session's task outlives a connection that is given up, for as long as this answer takes.
+        match timeout_at(self.deadline, self.door.authorizer.authorize(&claim)).await {
+            Ok(Ok(grant)) => Some((agent_id, grant)),
+            Err(_) => {
+                self.failures += 1;
+                tracing::warn!(?peer, agent = %agent_id, "login refused: the authorizer did not answer in time");
+                None
+            }
+            Ok(Err(denied)) => {
                 self.failures += 1;
                 // A stranger can cause this at will, so it is no warning.
                 tracing::info!(?peer, agent = %agent_id, why = %denied, "login refused");

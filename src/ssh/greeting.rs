@@ -1,0 +1,107 @@
+//! Hangs up on a stranger at the first byte that no SSH client sends.
+//!
+//! russh waits for a whole line, or for 255 bytes without one. A browser, a TLS client or a lone NUL would hold a
+//! stranger's place until the login deadline.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How a client's first line begins (RFC 4253 §4.2, §5.1). Unlike a server, it may send no other line before.
+const GREETINGS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Greeted<S> {
+    io: S,
+    /// What has come so far; full once it can no longer be wrong.
+    head: [u8; 9],
+    len: usize,
+}
+
+impl<S> Greeted<S> {
+    pub(super) fn new(io: S) -> Self {
+        Self { io, head: [0; 9], len: 0 }
+    }
+
+    /// Takes note of the next bytes. `false` when they begin no SSH client's line.
+    fn greets(&mut self, bytes: &[u8]) -> bool {
+        let taken = bytes.len().min(self.head.len() - self.len);
+        self.head[self.len..self.len + taken].copy_from_slice(&bytes[..taken]);
+        self.len += taken;
+        let head = &self.head[..self.len];
+        GREETINGS.iter().any(|greeting| head.iter().zip(*greeting).all(|(is, wanted)| is == wanted))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        if this.len < this.head.len() && !this.greets(&buf.filled()[before..]) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak SSH")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether all of `text` is let through, whole and byte by byte.
+    fn passes(text: &[u8]) -> bool {
+        let whole = Greeted::new(()).greets(text);
+        let mut greeted = Greeted::new(());
+        assert_eq!(text.chunks(1).all(|byte| greeted.greets(byte)), whole, "{text:?}");
+        whole
+    }
+
+    #[test]
+    fn only_ssh_2_begins_well() {
+        for good in ["S", "SSH-", "SSH-2.0-", "SSH-2.0-x\r\n", "SSH-1.99-x\n"] {
+            assert!(passes(good.as_bytes()), "{good:?}");
+        }
+        for bad in ["\0", "G", "\n", "SSH-1.5-x", "SSH-3", "SSH-2.1", "ssh-2.0-", "SSH 2", "\x16\x03\x01"] {
+            assert!(!passes(bad.as_bytes()), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_follows_is_not_looked_at() {
+        use tokio::io::AsyncReadExt;
+        let text = b"SSH-2.0-x\r\n\0\xff anything";
+        let mut read = Vec::new();
+        Greeted::new(&text[..]).read_to_end(&mut read).await.expect("it passes");
+        assert_eq!(read, text);
+    }
+}
