@@ -7,6 +7,7 @@ pub mod echo;
 pub mod faults;
 pub mod mirror;
 pub mod netns;
+pub mod openssh;
 pub mod peers;
 pub mod proxy;
 pub mod raw;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use russh::{
-    Channel, ChannelId, ChannelMsg, client,
+    Channel, ChannelId, ChannelMsg, Preferred, client, kex,
     keys::{
         PrivateKeyWithHashAlg,
         ssh_key::{self, LineEnding, private::Ed25519Keypair},
@@ -154,7 +154,11 @@ impl client::Handler for Client {
 /// Dials a hub and exchanges keys; does not log in.
 pub async fn dial(hub: SocketAddr) -> Dialled {
     let (goodbye, seen) = watch::channel(None);
-    let handle = client::connect(Arc::default(), hub, Client { goodbye }).await.expect("keys are exchanged");
+    // In a debug build the post-quantum exchange takes most of a login's time.
+    let quick = [kex::CURVE25519, kex::EXTENSION_SUPPORT_AS_CLIENT, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+    let preferred = Preferred { kex: quick.to_vec().into(), ..Preferred::default() };
+    let config = Arc::new(client::Config { preferred, nodelay: true, ..Default::default() });
+    let handle = client::connect(config, hub, Client { goodbye }).await.expect("keys are exchanged");
     Dialled { handle, goodbye: seen }
 }
 
@@ -213,6 +217,7 @@ impl FakeHub {
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 counts.connections.fetch_add(1, Ordering::Relaxed);
+                stream.set_nodelay(true).expect("a socket takes it");
                 let handler = ServerHandler { seen: counts.clone(), ready: send.clone() };
                 let config = config.clone();
                 tokio::spawn(async move {
