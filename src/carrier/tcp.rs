@@ -105,4 +105,23 @@ mod tests {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }
+
+    #[tokio::test]
+    async fn sockets_are_prepared_for_small_messages_and_lost_networks() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = HostPort::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+        let (dialled, _) = dial(&to, Duration::from_secs(5)).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        prepare(&accepted).unwrap();
+        for stream in [dialled, accepted] {
+            assert!(stream.nodelay().unwrap());
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            #[cfg(target_os = "linux")]
+            {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+                assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+            }
+        }
+    }
 }
