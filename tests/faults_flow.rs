@@ -34,7 +34,7 @@ async fn pairs(rig: &Rig, channels: usize) -> Vec<(TunnelIo, TunnelIo)> {
 
 /// A5: bulk both ways at once, over sockets and links of all sizes, never stands still.
 async fn both_ways(channels: usize, buffers: Option<u32>, rate: Option<u64>, time: Duration) {
-    let _alone = alone();
+    let _alone = alone().await;
     // Keepalives have to be answered in time through all of it.
     let rig = Rig::builder().brisk().proxy_with(buffers, |_| {}).start().await;
     rig.proxy().set(Way::Both, |link| link.rate = rate);
@@ -87,7 +87,7 @@ async fn bulk_both_ways_never_stands_still() {
 
 /// A6: keys are renewed all the time, under load.
 async fn rekey_storm(channels: usize, bytes: usize, time: Duration) {
-    let _alone = alone();
+    let _alone = alone().await;
     let rig = Rig::builder()
         .brisk()
         .hub(|hub| hub.rekey(bytes, SECOND))
@@ -119,7 +119,7 @@ async fn keys_are_renewed_under_load_on_four_channels() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_renewed_under_load_on_sixteen_channels() {
-    rekey_storm(16, 4 << 20, SECOND).await;
+    rekey_storm(16, 1 << 20, SECOND).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,16 +142,13 @@ async fn calls_go_on_while_keys_are_renewed() {
         .await;
     let tunnel = agent_tunnel(&rig);
     let mut client = rig.client();
-    let begun = Instant::now();
-    let mut calls = 0;
-    while begun.elapsed() < 2 * SECOND {
+    // 4 MiB each way, so at least four renewals on each side.
+    for calls in 0..16 {
         let message = payload(common::echo::pattern(calls, 256 << 10));
         let answer = soon("an answer", client.unary(message.clone())).await.expect("the call succeeds");
         assert!(answer.into_inner() == message, "call {calls} answers what was sent");
-        calls += 1;
     }
     assert_eq!(agent_tunnel(&rig), tunnel);
-    assert!(calls > 20, "only {calls} calls: too few for keys to have been renewed");
 }
 
 /// Which end does not read.
@@ -366,7 +363,7 @@ async fn calls_do_not_notice_that_a_tunnel_is_renewed() {
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn a_hundred_thousand_dials_cost_no_memory() {
-    let _alone = alone();
+    let _alone = alone().await;
     let before = resident();
     let renewals = dials(100_000, 1024).await;
     assert!(renewals >= 90, "only {renewals} renewals");
@@ -380,7 +377,7 @@ async fn a_hundred_thousand_dials_cost_no_memory() {
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn tunnel_that_is_never_renewed_is_ended_by_the_hub() {
-    let _alone = alone();
+    let _alone = alone().await;
     let rig = Rig::builder().agent(|agent| agent.renew_after(u64::MAX)).eager().start().await;
     let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
     let connector = tunnel.connector();

@@ -256,7 +256,7 @@ async fn agent_reconnects_time_after_time() {
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn agent_reconnects_200_times_in_a_row() {
-    let _alone = alone();
+    let _alone = alone().await;
     reconnects(200).await;
 }
 

@@ -2,13 +2,14 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use dialback::{AgentStatus, Hub, Tunnel, TunnelChannel, TunnelId, TunnelIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::{Mutex, MutexGuard},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -149,9 +150,9 @@ pub fn resident() -> usize {
 }
 
 /// For tests that measure, or that need the machine for themselves: one at a time.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::const_new(());
+    ONE.lock().await
 }
 
 /// The two ends of a new channel without HTTP/2, the hub's first. Ends the echo service of the rig's agent.
