@@ -106,6 +106,7 @@ where
         max_channels: login.config.max_channels,
         fault: fault.clone(),
         negotiated: false,
+        private: false,
     };
     let config: Arc<Config> = {
         let wanted = login.host_keys.host_key_algorithms(&login.hub.host, login.hub.port).await;
@@ -163,6 +164,8 @@ pub(crate) struct ClientHandler {
     /// Why this side ended the login, for the caller: russh only carries its own errors.
     fault: Arc<Mutex<Option<LoginError>>>,
     negotiated: bool,
+    /// The channel of an unknown type that is being opened is of the [private one](PRIVATE_TYPE).
+    private: bool,
 }
 
 impl Drop for ClientHandler {
@@ -269,8 +272,11 @@ impl Handler for ClientHandler {
         Ok(())
     }
 
+    /// All are taken, to be refused below: what is refused here, russh answers twice, and at the second answer Go's
+    /// and OpenSSH's servers end the connection.
     async fn should_accept_unknown_server_channel(&mut self, _: ChannelId, channel_type: &str) -> bool {
-        channel_type == PRIVATE_TYPE
+        self.private = channel_type == PRIVATE_TYPE;
+        true
     }
 
     async fn server_channel_open_unknown(
@@ -279,7 +285,11 @@ impl Handler for ClientHandler {
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        self.accept(channel, reply).await;
+        if self.private {
+            self.accept(channel, reply).await;
+        } else {
+            self.reject("unknown type", reply, ChannelOpenFailure::UnknownChannelType).await;
+        }
         Ok(())
     }
 
