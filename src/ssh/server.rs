@@ -93,6 +93,7 @@ where
         claim: None,
         failures: 0,
         probes: 0,
+        misdirected: false,
         session: None,
         found,
         authenticated,
@@ -148,6 +149,8 @@ struct ServerHandler {
     claim: Option<(AgentId, Proof)>,
     failures: usize,
     probes: usize,
+    /// The agent has asked for a wrong path before.
+    misdirected: bool,
     session: Option<Arc<Session>>,
     found: watch::Sender<Option<Arc<Session>>>,
     authenticated: watch::Sender<bool>,
@@ -236,7 +239,8 @@ impl Handler for ServerHandler {
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
         self.probes += 1;
-        if self.probes > MAX_PROBES {
+        // A signature with SHA-1 proves nothing; every signed request is offered first, under the name it signs with.
+        if self.probes > MAX_PROBES || *offer.algorithm == (ssh_key::Algorithm::Rsa { hash: None }) {
             return Ok(Auth::reject());
         }
         // A certificate is offered by its key alone; only its authority can tell, and only once it is verified.
@@ -295,7 +299,12 @@ impl Handler for ServerHandler {
     async fn streamlocal_forward(&mut self, path: &str, russh: &mut RusshSession) -> Result<bool, Error> {
         let Some(session) = &self.session else { return Ok(false) };
         if path != TUNNEL_PATH {
-            session.span.in_scope(|| tracing::info!(path = %path.escape_debug(), "forward refused: wrong path"));
+            let path = path.chars().take(200).collect::<String>();
+            // Once for the operator who looks for it; an agent must not flood the log.
+            session.span.in_scope(|| match std::mem::replace(&mut self.misdirected, true) {
+                false => tracing::info!(path = %path.escape_debug(), "forward refused: wrong path"),
+                true => tracing::debug!(path = %path.escape_debug(), "forward refused: wrong path"),
+            });
             return Ok(false);
         }
         match self.door.gate.ready(session) {
