@@ -11,7 +11,7 @@ use std::{
 };
 
 use russh::{
-    Channel, ChannelId, ChannelMsg, Preferred, client, kex,
+    Preferred, client, kex,
     keys::{
         PrivateKeyWithHashAlg,
         ssh_key::{self, LineEnding, private::Ed25519Keypair},
@@ -175,18 +175,6 @@ pub async fn log_in(hub: SocketAddr, user: &str, key: &Arc<ssh_key::PrivateKey>)
     let mut dialled = dial(hub).await;
     assert!(dialled.try_key(user, key).await, "{user} is let in");
     dialled
-}
-
-/// The answer to a channel request: whether it was granted.
-pub async fn answer<S: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static>(channel: &mut Channel<S>) -> bool {
-    loop {
-        match channel.wait().await {
-            Some(ChannelMsg::Success) => return true,
-            Some(ChannelMsg::Failure) => return false,
-            Some(ChannelMsg::WindowAdjusted { .. }) => {}
-            other => panic!("waited for the answer to a request, got {other:?}"),
-        }
-    }
 }
 
 /// An SSH server that lets everybody in, and counts who gets how far.
