@@ -264,7 +264,8 @@ async fn good_host_certificate_is_accepted() {
 async fn bad_host_certificates_are_refused() {
     let ((key, _), (authority, trusted), (stranger, _)) = (raw::key(), raw::key(), raw::key());
     let host = CertType::Host;
-    let cases: [(&str, Certificate, fn(&CertificateProblem) -> bool); 6] = [
+    type Refused = fn(&CertificateProblem) -> bool;
+    let cases: [(&str, Certificate, Refused); 6] = [
         ("wrong CA", certify(&key, &stranger, host, "127.0.0.1"), |problem| {
             matches!(problem, CertificateProblem::UntrustedAuthority { .. })
         }),

@@ -141,6 +141,10 @@ impl Registry {
         self.tell(HubEvent::Closed { agent_id: session.agent.clone(), tunnel_id: session.id, why: gone });
     }
 
+    fn is_ready(&self, session: &Session) -> bool {
+        self.state().ready.get(&session.agent) == Some(&session.id)
+    }
+
     /// Gives the agent's place to a tunnel. Returns the one that had it.
     fn take_over(&self, session: &Arc<Session>) -> Result<Option<Arc<Session>>, String> {
         let mut state = self.state();
@@ -197,6 +201,10 @@ impl Gate for RegistryGate {
     }
 
     fn ready(&self, session: &Arc<Session>) -> Result<(), String> {
+        // An agent that repeats itself must not flood the log, nor push other agents' events out.
+        if self.0.is_ready(session) {
+            return Ok(());
+        }
         let old = match self.0.take_over(session) {
             Ok(old) => old,
             Err(reason) => {
@@ -219,6 +227,9 @@ impl Gate for RegistryGate {
     }
 
     fn unready(&self, session: &Arc<Session>) {
+        if session.is_draining() {
+            return;
+        }
         {
             let mut state = self.0.state();
             if state.ready.get(&session.agent) == Some(&session.id) {
