@@ -122,9 +122,8 @@ async fn agent_is_told_that_its_key_was_refused_and_not_why() {
         let agent = Agent::builder(id, key.clone()).host_keys(known.clone());
         let error = soon("an answer", agent.connect(hub.local_addr().to_string())).await.map(|_| ());
         let error = error.expect_err("refused");
-        let ConnectError::Auth { user, source: AuthError::Refused { id: said, .. }, .. } = &error else {
-            panic!("{error:?}")
-        };
+        let ConnectError::Auth { user, source, .. } = &error else { panic!("{error:?}") };
+        let AuthError::Refused { id: said, .. } = &**source else { panic!("{error:?}") };
         assert_eq!((user.as_str(), said.as_str()), (id, id));
         assert!(!error.is_transient());
     }
@@ -289,7 +288,10 @@ async fn agent_signs_with_a_running_ssh_agent() {
     };
 
     let empty = connect().await.map(|_| ()).expect_err("it holds no key");
-    assert!(matches!(empty, ConnectError::Auth { source: AuthError::NoKeyInSshAgent { .. }, .. }), "{empty:?}");
+    assert!(
+        matches!(&empty, ConnectError::Auth { source, .. } if matches!(**source, AuthError::NoKeyInSshAgent { .. })),
+        "{empty:?}"
+    );
     let mut add = Command::new("ssh-add");
     add.arg("-q").arg(file).env("SSH_AUTH_SOCK", &socket);
     assert!(Peer::start(&mut add).finish().await.0.success(), "ssh-add failed");
@@ -304,5 +306,8 @@ async fn agent_signs_with_a_running_ssh_agent() {
     })
     .await;
     let gone = gone.map(|_| ()).expect_err("it is gone");
-    assert!(matches!(gone, ConnectError::Auth { source: AuthError::SshAgentUnreachable { .. }, .. }), "{gone:?}");
+    assert!(
+        matches!(&gone, ConnectError::Auth { source, .. } if matches!(**source, AuthError::SshAgentUnreachable { .. })),
+        "{gone:?}"
+    );
 }
