@@ -1,0 +1,129 @@
+//! The agent's process, and how the hub's process steers it: lines on its standard input and output.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, PrivateKey, PublicKey};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines, Stdin, stdin};
+use tokio::net::TcpListener;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinSet;
+use tonic::transport::server::TcpIncoming;
+
+use crate::Failure;
+use crate::service;
+
+/// The agent that serves.
+pub(crate) const AGENT: &str = "laptop-1";
+
+/// Logins under way at once when many agents connect.
+const LOGINS: usize = 32;
+
+/// A hub that takes `AGENT`, the idle agents and nobody else, and lets many log in from one address at once.
+pub(crate) async fn hub(host_key: PrivateKey, agents_key: &PublicKey, idle: usize) -> Result<Hub, Failure> {
+    let mut allowed = AllowedKeys::new().allow(AGENT, agents_key.clone())?;
+    for number in 0..idle {
+        allowed = allowed.allow(idle_id(number), agents_key.clone())?;
+    }
+    let hub = Hub::builder(host_key).authorizer(allowed).unauthenticated_limits(4 * LOGINS, 4 * LOGINS);
+    Ok(hub.bind("127.0.0.1:0").await?)
+}
+
+/// Connects and serves, on the tunnel and on a port of its own. Returns that port's address.
+pub(crate) async fn serve(agent: &Agent) -> Result<SocketAddr, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let direct = TcpIncoming::from(listener).with_nodelay(Some(true));
+    tokio::spawn(service::server().serve_with_incoming_shutdown(direct, std::future::pending()));
+    tokio::spawn(service::server().serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
+    Ok(address)
+}
+
+pub(crate) fn builder(id: &str, key: PrivateKey, host_key: PublicKey) -> AgentBuilder {
+    Agent::builder(id, key).host_keys(HostKeys::public_key(host_key))
+}
+
+fn idle_id(number: usize) -> String {
+    format!("idle-{number}")
+}
+
+/// The process itself. Ends with its standard input.
+pub(crate) async fn run() -> Result<(), Failure> {
+    let key = PrivateKey::generate();
+    println!("{}", key.public_key().to_openssh());
+    let mut orders = BufReader::new(stdin()).lines();
+    let hub_address = next(&mut orders).await?;
+    let host_key: PublicKey = next(&mut orders).await?.parse()?;
+
+    let agent = builder(AGENT, key.clone(), host_key.clone()).connect(&hub_address).await?;
+    println!("{}", serve(&agent).await?);
+    let mut idle = Vec::new();
+    while let Some(order) = orders.next_line().await? {
+        let from = idle.len();
+        let started = Instant::now();
+        let mut logins = JoinSet::new();
+        for number in from..order.parse()? {
+            if logins.len() == LOGINS
+                && let Some(agent) = logins.join_next().await
+            {
+                idle.push(agent??);
+            }
+            logins.spawn(builder(&idle_id(number), key.clone(), host_key.clone()).connect(hub_address.clone()));
+        }
+        while let Some(agent) = logins.join_next().await {
+            idle.push(agent??);
+        }
+        println!("{}", started.elapsed().as_nanos());
+    }
+    Ok(())
+}
+
+async fn next(orders: &mut Lines<BufReader<Stdin>>) -> Result<String, Failure> {
+    Ok(orders.next_line().await?.ok_or("the hub's process has ended")?)
+}
+
+/// The agent's process, from outside. Dropping it ends the process.
+pub(crate) struct AgentProcess {
+    _child: Child,
+    orders: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    /// Where it can be called without a tunnel.
+    pub(crate) direct: SocketAddr,
+}
+
+impl AgentProcess {
+    /// Starts it, and a hub for it and for so many idle agents.
+    pub(crate) async fn start(idle: usize) -> Result<(Self, Hub), Failure> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("agent")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let mut orders = stdin.ok_or("no standard input")?;
+        let mut answers = BufReader::new(stdout.ok_or("no standard output")?).lines();
+
+        let key: PublicKey = answer(&mut answers).await?.parse()?;
+        let host_key = PrivateKey::generate();
+        let known = host_key.public_key().to_openssh();
+        let hub = hub(host_key, &key, idle).await?;
+        orders.write_all(format!("{}\n{known}\n", hub.local_addr()).as_bytes()).await?;
+        let direct = answer(&mut answers).await?.parse()?;
+        hub.wait_for(AGENT).await?;
+        Ok((Self { _child: child, orders, answers, direct }, hub))
+    }
+
+    /// Connects idle agents until there are so many, and returns how long that took.
+    pub(crate) async fn connect(&mut self, idle: usize) -> Result<Duration, Failure> {
+        self.orders.write_all(format!("{idle}\n").as_bytes()).await?;
+        Ok(Duration::from_nanos(answer(&mut self.answers).await?.parse()?))
+    }
+}
+
+async fn answer(answers: &mut Lines<BufReader<ChildStdout>>) -> Result<String, Failure> {
+    let line = answers.next_line().await?;
+    Ok(line.ok_or_else(|| io::Error::other("the agent's process has ended; its error is above"))?)
+}

@@ -1,0 +1,189 @@
+//! Which work is done over which path, and how often.
+
+use std::time::{Duration, Instant};
+
+use dialback::{Hub, PrivateKey, TunnelChannel};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::Failure;
+use crate::agent::{self, AGENT, AgentProcess};
+use crate::report::{Path, Report};
+use crate::service::pb::echo_client::EchoClient;
+use crate::work::{self, Transport};
+
+pub(crate) const PROCESSES: &str = "processes";
+pub(crate) const ONE_THREAD: &str = "current-thread";
+
+const CALLERS: usize = 64;
+
+/// What the user asked for.
+pub(crate) struct Plan {
+    pub(crate) quick: bool,
+    pub(crate) only: String,
+}
+
+impl Plan {
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        case.contains(&self.only)
+    }
+
+    fn pick<T>(&self, quick: T, full: T) -> T {
+        if self.quick { quick } else { full }
+    }
+
+    /// Whether a case that has run so many rounds since then runs another.
+    fn again(&self, rounds: usize, since: Instant) -> bool {
+        match rounds {
+            // The first warms up, and does not count.
+            0..=3 => true,
+            _ if self.quick => rounds <= 7 && since.elapsed() < Duration::from_millis(2200),
+            _ => rounds <= 21,
+        }
+    }
+}
+
+pub(crate) async fn in_two_processes(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
+    let (process, hub) = AgentProcess::start(0).await?;
+    let direct = Endpoint::from_shared(format!("http://{}", process.direct))?;
+    run(Bench { setting: PROCESSES, plan, report, hub, direct }).await
+}
+
+pub(crate) async fn on_one_thread(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
+    let (host_key, key) = (PrivateKey::generate(), PrivateKey::generate());
+    let known = host_key.public_key();
+    let hub = agent::hub(host_key, &key.public_key(), 0).await?;
+    let agent = agent::builder(AGENT, key, known).connect(hub.local_addr().to_string()).await?;
+    let direct = Endpoint::from_shared(format!("http://{}", agent::serve(&agent).await?))?;
+    hub.wait_for(AGENT).await?;
+    run(Bench { setting: ONE_THREAD, plan, report, hub, direct }).await
+}
+
+struct Bench<'a> {
+    setting: &'static str,
+    plan: &'a Plan,
+    report: &'a mut Report,
+    hub: Hub,
+    direct: Endpoint,
+}
+
+/// A connected client for each path.
+struct Clients {
+    direct: EchoClient<Channel>,
+    tunnel: EchoClient<TunnelChannel>,
+    dialled: EchoClient<Channel>,
+}
+
+/// What is done in one round over one path.
+#[derive(Clone, Copy)]
+enum Case {
+    Unary,
+    Callers,
+    Down(usize),
+    Up(usize),
+    Dials,
+}
+
+const CASES: [(Case, &str); 7] = [
+    (Case::Unary, "unary"),
+    (Case::Callers, "64-callers"),
+    (Case::Down(64 << 10), "stream-64KiB-down"),
+    (Case::Up(64 << 10), "stream-64KiB-up"),
+    (Case::Down(1 << 20), "stream-1MiB-down"),
+    (Case::Up(1 << 20), "stream-1MiB-up"),
+    (Case::Dials, "dials"),
+];
+
+async fn run(bench: Bench<'_>) -> Result<(), Failure> {
+    let mut clients = Clients {
+        direct: EchoClient::new(bench.dial_direct().await?),
+        tunnel: EchoClient::new(bench.hub.channel(AGENT)?),
+        dialled: EchoClient::new(bench.dial_tunnel().await?),
+    };
+    for (case, name) in CASES {
+        let name = format!("{}/{name}", bench.setting);
+        if !bench.plan.wants(&name) {
+            continue;
+        }
+        let started = Instant::now();
+        let mut rounds = 0..;
+        while let Some(round) = rounds.next().filter(|round| bench.plan.again(*round, started)) {
+            // The path that comes first changes, so that none always follows the same one.
+            for turn in 0..3 {
+                let path = [Path::DirectTcp, Path::Tunnel, Path::TunnelDialled][(round + turn) % 3];
+                let figures = match (case, path) {
+                    (Case::Dials, Path::DirectTcp) => bench.dials(async || bench.dial_direct().await).await?,
+                    (Case::Dials, Path::Tunnel) => continue, // it never dials twice
+                    (Case::Dials, Path::TunnelDialled) => bench.dials(async || bench.dial_tunnel().await).await?,
+                    (case, Path::DirectTcp) => bench.calls(case, &mut clients.direct).await?,
+                    (case, Path::Tunnel) => bench.calls(case, &mut clients.tunnel).await?,
+                    (case, Path::TunnelDialled) => bench.calls(case, &mut clients.dialled).await?,
+                };
+                for (metric, unit, value) in figures {
+                    if round > 0 {
+                        bench.report.add(&name, path, metric, unit, value);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Metric, unit, value.
+type Figures = Vec<(&'static str, &'static str, f64)>;
+
+impl Bench<'_> {
+    async fn dial_direct(&self) -> Result<Channel, Failure> {
+        Ok(dialback::tune_endpoint(self.direct.clone()).connect().await?)
+    }
+
+    async fn dial_tunnel(&self) -> Result<Channel, Failure> {
+        let endpoint = dialback::tune_endpoint(Endpoint::from_static("http://laptop-1"));
+        Ok(endpoint.connect_with_connector(self.hub.connector(AGENT)?).await?)
+    }
+
+    async fn calls<T: Transport>(&self, case: Case, client: &mut EchoClient<T>) -> Result<Figures, Failure> {
+        let bytes = self.plan.pick(64 << 20, 256 << 20);
+        let (mut figures, cpu) = match case {
+            Case::Unary => {
+                let (times, cpu) = work::latencies(client, self.plan.pick(500, 1000)).await?;
+                let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+                (vec![("p50", "µs", micros(p50)), ("p99", "µs", micros(p99))], cpu)
+            }
+            Case::Callers => {
+                let duration = Duration::from_millis(self.plan.pick(250, 500));
+                let (rate, cpu) = work::throughput(client, CALLERS, duration).await?;
+                (vec![("rate", "calls/s", rate)], cpu)
+            }
+            Case::Down(size) => {
+                let (rate, cpu) = work::download(client, bytes, size).await?;
+                (vec![("rate", "MB/s", rate)], cpu)
+            }
+            Case::Up(size) => {
+                let (rate, cpu) = work::upload(client, bytes, size).await?;
+                (vec![("rate", "MB/s", rate)], cpu)
+            }
+            Case::Dials => (Vec::new(), None),
+        };
+        // CPU time is only known where everything runs on this thread.
+        if let Some(cpu) = cpu.filter(|_| self.setting == ONE_THREAD) {
+            let metric = if matches!(case, Case::Down(_) | Case::Up(_)) { "CPU per MB" } else { "CPU per call" };
+            figures.push((metric, "µs", micros(cpu)));
+        }
+        Ok(figures)
+    }
+
+    /// A dial counts when its connection has answered a call: that TCP is connected says nothing about HTTP/2.
+    async fn dials(&self, dial: impl AsyncFn() -> Result<Channel, Failure>) -> Result<Figures, Failure> {
+        let dials = self.plan.pick(50, 100);
+        let started = Instant::now();
+        for _ in 0..dials {
+            work::one_call(&mut EchoClient::new(dial().await?)).await?;
+        }
+        Ok(vec![("rate", "dials/s", f64::from(dials) / started.elapsed().as_secs_f64())])
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1000.0
+}

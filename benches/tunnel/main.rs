@@ -1,0 +1,92 @@
+//! What a tunnel costs: the same gRPC work over direct TCP and over the tunnel, in turn, in one run.
+//!
+//! ```sh
+//! cargo bench --bench tunnel                        # all of it, some minutes
+//! cargo bench --bench tunnel -- --quick             # within a minute
+//! cargo bench --bench tunnel -- --only unary        # cases whose name contains `unary`
+//! cargo bench --bench tunnel -- --json rows.json
+//! ```
+//!
+//! Client and server are the same code on every path, tonic with this crate's HTTP/2 settings:
+//!
+//! | path | the client's connection |
+//! |---|---|
+//! | `direct-tcp` | tonic's `Channel` over TCP to a port on which the agent's process listens |
+//! | `tunnel` | `hub.channel(…)` |
+//! | `tunnel-dialled` | tonic's `Channel` over `tunnel.connector()`, as a channel of its own |
+//!
+//! There are two settings. `processes`: hub and agent are two processes on tokio's default runtime, as users run them.
+//! `current-thread`: everything in one process on one thread, so that nothing is hidden by a second core.
+//!
+//! Every case runs in short rounds, each path once in each round. The values are medians over the rounds, a ratio is
+//! one median over the other, and the spread is what the rounds' lowest and highest value are apart.
+
+mod agent;
+mod cases;
+mod report;
+mod scale;
+mod service;
+mod work;
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use report::Report;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Compares gRPC over the tunnel with gRPC over direct TCP.
+#[derive(Parser)]
+struct Args {
+    /// Fewer and shorter rounds: less than a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Only the cases whose name contains this.
+    #[arg(long, value_name = "CASE", default_value = "")]
+    only: String,
+    /// Writes the results to a file as a JSON array of rows.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Cargo passes this to every benchmark; it means nothing here.
+    #[arg(long, hide = true)]
+    bench: bool,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What the benchmark starts itself as.
+#[derive(Subcommand)]
+enum Part {
+    /// The agent's process.
+    #[command(hide = true)]
+    Agent,
+    /// A hub's process, new, that many agents connect to.
+    #[command(hide = true)]
+    Scale { agents: usize },
+}
+
+fn main() -> Result<(), Failure> {
+    let args = Args::parse();
+    let threads = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match args.part {
+        Some(Part::Agent) => return threads()?.block_on(agent::run()),
+        Some(Part::Scale { agents }) => return threads()?.block_on(scale::run(agents)),
+        None => {}
+    }
+
+    let mut report = Report::default();
+    let plan = cases::Plan { quick: args.quick, only: args.only };
+    threads()?.block_on(cases::in_two_processes(&plan, &mut report))?;
+    scale::measure(&plan, &mut report)?;
+    one_thread()?.block_on(cases::on_one_thread(&plan, &mut report))?;
+
+    println!("{}", report.table());
+    println!("{}", report.goals());
+    if let Some(path) = args.json {
+        std::fs::write(&path, report.json()?).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
