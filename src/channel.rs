@@ -128,7 +128,7 @@ impl TunnelChannel {
         let deadline = deadline.map(tokio::time::sleep_until);
         let mut response = response;
         drop_bad_details(response.headers_mut());
-        Ok(response.map(|incoming| ResponseBody { incoming, deadline, session, over: false }))
+        Ok(response.map(|incoming| ResponseBody { incoming: Some(incoming), deadline, session }))
     }
 
     async fn send_once_or_twice(
@@ -212,14 +212,14 @@ fn lost(session: &Session, error: &hyper::Error) -> Option<Status> {
 pin_project! {
     /// The body of a [`TunnelChannel`]'s response.
     ///
-    /// Dropping it before its end cancels the call: the peer's handler is told.
+    /// Dropping it before its end cancels the call, and the peer's handler is told; hyper does so only once the
+    /// request's stream has ended or was dropped, too.
     pub struct ResponseBody {
         #[pin]
-        incoming: Incoming,
+        incoming: Option<Incoming>,
         #[pin]
         deadline: Option<Sleep>,
         session: Arc<Session>,
-        over: bool,
     }
 }
 
@@ -229,10 +229,8 @@ impl http_body::Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut this = self.project();
-        if *this.over {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = this.incoming.as_mut().poll_frame(cx) {
+        let Some(incoming) = this.incoming.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = incoming.poll_frame(cx) {
             return Poll::Ready(match frame {
                 Some(Ok(mut frame)) => {
                     if let Some(trailers) = frame.trailers_mut() {
@@ -241,26 +239,27 @@ impl http_body::Body for ResponseBody {
                     Some(Ok(frame))
                 }
                 Some(Err(error)) => {
-                    *this.over = true;
-                    Some(Err(lost(this.session, &error).unwrap_or_else(|| Status::from_error(Box::new(error)))))
+                    this.incoming.set(None);
+                    Some(Err(failed(this.session, error)))
                 }
                 None => None,
             });
         }
         if let Some(deadline) = this.deadline.as_pin_mut() {
             ready!(deadline.poll(cx));
-            *this.over = true;
+            // Cancels the call, even if the caller holds on to this body.
+            this.incoming.set(None);
             return Poll::Ready(Some(Err(expired())));
         }
         Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        self.over || self.incoming.is_end_stream()
+        self.incoming.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.incoming.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
     }
 }
 

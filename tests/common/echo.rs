@@ -17,6 +17,10 @@ use std::{
     collections::HashMap,
     pin::Pin,
     str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -49,6 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default)]
 pub struct Echo {
     counts: watch::Sender<Counts>,
+    answered: Arc<AtomicUsize>,
 }
 
 /// How many calls reached the handlers of an [`Echo`], and what became of them.
@@ -80,6 +85,11 @@ impl Echo {
         *self.counts.borrow()
     }
 
+    /// How many messages its Download and Chat have handed to tonic, all calls together.
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Waits until `condition` holds, and gives the counts that made it hold. Panics after 10 s.
     pub async fn wait_until(&self, what: &str, condition: impl Fn(&Counts) -> bool) -> Counts {
         let mut counts = self.counts.subscribe();
@@ -91,7 +101,7 @@ impl Echo {
 
     fn begin<T>(&self, request: &Request<T>) -> Result<(Call, Plan), Status> {
         self.counts.send_modify(|counts| counts.started += 1);
-        let mut call = Call { counts: self.counts.clone(), finished: false };
+        let mut call = Call { counts: self.counts.clone(), answered: self.answered.clone(), finished: false };
         match Plan::read(request.metadata()) {
             Ok(plan) => Ok((call, plan)),
             Err(status) => {
@@ -161,6 +171,7 @@ impl Digest {
 /// A call under way. Dropped before [`Call::finish`], it counts as cancelled.
 struct Call {
     counts: watch::Sender<Counts>,
+    answered: Arc<AtomicUsize>,
     finished: bool,
 }
 
@@ -283,7 +294,11 @@ impl Stream for Answers {
         if let Some(messages) = &mut self.messages {
             match messages.as_mut().poll_next(cx) {
                 Poll::Ready(None) => self.messages = None,
-                poll => return poll,
+                Poll::Ready(answer) => {
+                    self.call.answered.fetch_add(1, Ordering::Relaxed);
+                    return Poll::Ready(answer);
+                }
+                Poll::Pending => return Poll::Pending,
             }
         }
         match std::mem::replace(&mut self.end, End::Well) {

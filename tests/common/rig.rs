@@ -136,10 +136,14 @@ impl Rig {
 
     /// A client on a channel of its own, as the article makes it.
     pub async fn dialled(&self) -> EchoClient<Channel> {
+        super::echo::client(self.dial().await)
+    }
+
+    /// The channel under [`Rig::dialled`].
+    pub async fn dial(&self) -> Channel {
         let tunnel = self.hub.wait_for(AGENT).await.expect("agent is ready");
         let endpoint = dialback::tune_endpoint(Endpoint::from_static("http://laptop-1"));
-        let channel = endpoint.connect_with_connector(tunnel.connector()).await.expect("dial the agent");
-        super::echo::client(channel)
+        endpoint.connect_with_connector(tunnel.connector()).await.expect("dial the agent")
     }
 }
 

@@ -1,0 +1,108 @@
+//! The ways to call an Echo through a tunnel.
+
+use std::error::Error;
+
+use dialback::TunnelChannel;
+use http::{Request, Response};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::metadata::AsciiMetadataKey;
+use tonic::transport::Channel;
+use tower::util::BoxCloneService;
+use tower::{Service, ServiceExt};
+
+use crate::common::echo::Echo;
+use crate::common::echo::pb::echo_client::EchoClient;
+use crate::common::proxy::Way::Both;
+use crate::common::rig::{AGENT, Rig, RigBuilder};
+
+/// How a call gets to its Echo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The hub's own connection, which all its calls share.
+    Shared,
+    /// A tonic `Channel` on a connector, with a channel of its own: the article's way.
+    Dialled,
+    /// From the agent to the hub.
+    ToHub,
+    /// As `Shared`, over a network that delivers every byte in a packet of its own.
+    Chopped,
+}
+
+/// Any channel, so that a promise is compiled once.
+pub type AnyChannel = BoxCloneService<Request<Body>, Response<Body>, Status>;
+
+/// A rig and a way to call through it.
+pub struct Line {
+    pub rig: Rig,
+    pub client: EchoClient<AnyChannel>,
+    way: Way,
+}
+
+impl Way {
+    pub async fn start(self) -> Line {
+        match self {
+            Self::Chopped => self.start_with(Rig::builder().proxy()).await,
+            _ => self.start_with(Rig::builder()).await,
+        }
+    }
+
+    pub async fn start_with(self, builder: RigBuilder) -> Line {
+        let rig = builder.start().await;
+        if self == Self::Chopped {
+            rig.proxy().set(Both, |link| link.chop = Some(1));
+        }
+        let channel = match self {
+            Self::Shared | Self::Chopped => own(rig.hub.channel(AGENT).expect("an id")),
+            Self::ToHub => own(rig.agent.channel()),
+            Self::Dialled => tonics(rig.dial().await),
+        };
+        Line { client: EchoClient::new(channel).max_decoding_message_size(64 << 20), rig, way: self }
+    }
+
+    /// How many bytes a promise may send: each costs a packet where they travel alone.
+    pub fn bytes(self, wanted: usize) -> usize {
+        if self == Self::Chopped { wanted.min(100) } else { wanted }
+    }
+}
+
+impl Line {
+    /// The service that is called.
+    pub fn echo(&self) -> &Echo {
+        match self.way {
+            Way::ToHub => &self.rig.hub_echo,
+            Way::Shared | Way::Dialled | Way::Chopped => &self.rig.echo,
+        }
+    }
+}
+
+fn own(channel: TunnelChannel) -> AnyChannel {
+    any(channel)
+}
+
+fn tonics(channel: Channel) -> AnyChannel {
+    any(channel)
+}
+
+fn any<S, B>(channel: S) -> AnyChannel
+where
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    S::Future: Send,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    BoxCloneService::new(
+        channel.map_response(|response| response.map(Body::new)).map_err(|error| Status::from_error(error.into())),
+    )
+}
+
+/// A request with metadata that tells the Echo what to do.
+pub fn steered<T>(message: T, steering: &[(&'static str, &str)]) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    for (key, value) in steering {
+        let value = value.parse().expect("a metadata value");
+        request.metadata_mut().append(AsciiMetadataKey::from_static(key), value);
+    }
+    request
+}
