@@ -12,6 +12,7 @@ mod io;
 mod key;
 mod known_hosts;
 mod ledger;
+mod read_ahead;
 mod server;
 mod session;
 mod write_behind;

@@ -19,10 +19,11 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::read_ahead::ReadAhead;
 use crate::close::CloseReason;
 
-/// Above this many bytes on their way to the socket the channels wait. Small, so that a small call is not stuck behind bulk; large enough to keep
-/// the socket busy between two polls.
+/// Above this many bytes on their way to the socket the channels wait. Small, so that a small call is not stuck behind
+/// bulk; large enough to keep the socket busy between two polls.
 const QUEUE_MARK: usize = 256 * 1024;
 
 /// An honest peer never gets here: the mark stops the channels, and what is left is bounded by russh's own queues.
@@ -147,6 +148,7 @@ impl Carrier {
 pub(crate) struct WriteBehind<S> {
     io: S,
     queue: BytesMut,
+    ahead: ReadAhead,
     carrier: Arc<Carrier>,
     /// Runs while something is queued; restarted by every byte that leaves.
     stall: Pin<Box<Sleep>>,
@@ -155,7 +157,14 @@ pub(crate) struct WriteBehind<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
     pub(crate) fn new(io: S, carrier: Arc<Carrier>) -> Self {
-        Self { io, queue: BytesMut::new(), carrier, stall: Box::pin(tokio::time::sleep(STALL)), goodbye: None }
+        Self {
+            io,
+            queue: BytesMut::new(),
+            ahead: ReadAhead::default(),
+            carrier,
+            stall: Box::pin(tokio::time::sleep(STALL)),
+            goodbye: None,
+        }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -227,7 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
         }
         this.publish();
         let before = buf.filled().len();
-        match Pin::new(&mut this.io).poll_read(cx, buf) {
+        match this.ahead.poll_read(&mut this.io, cx, buf) {
             Poll::Ready(result) => {
                 this.note(result)?;
                 if buf.filled().len() == before {

@@ -1,6 +1,8 @@
 //! What a tunnel promises, written once ([`calls`], [`endings`]) and held against every way to call through one.
 //! [`handles`] holds what does not depend on the way.
 
+#![allow(unreachable_pub)] // no other crate sees this one
+
 #[path = "../common/mod.rs"]
 mod common;
 
