@@ -123,15 +123,21 @@ impl Registry {
     fn forget(&self, session: &Session, gone: Disconnected) {
         let mut state = self.state();
         state.tunnels.remove(&session.id);
+        let mut last = false;
         if let Some(others) = state.by_agent.get_mut(&session.agent) {
             others.retain(|id| *id != session.id);
-            if others.is_empty() {
+            last = others.is_empty();
+            if last {
                 state.by_agent.remove(&session.agent);
             }
         }
         // A late goodbye must not evict a successor.
-        if state.ready.get(&session.agent) == Some(&session.id) {
+        let ready = state.ready.get(&session.agent) == Some(&session.id);
+        if ready {
             state.ready.remove(&session.agent);
+        }
+        // An agent that shuts down politely is not ready any more when it leaves.
+        if ready || (last && !state.gone.contains_key(&session.agent)) {
             if state.gone.len() >= REMEMBERED && !state.gone.contains_key(&session.agent) {
                 state.gone.clear();
             }
