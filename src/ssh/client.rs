@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use super::config::{self, TunnelConfig};
+use super::greeting::Greeted;
 use super::host_keys::{HostKeyError, HostKeys};
 use super::identity::{AuthError, Identity};
 use super::io::TunnelIo;
@@ -67,7 +68,8 @@ where
     let session = Session::new(parts);
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
-    let result = log_in(WriteBehind::new(stream, carrier.clone()), &session, agent.as_str(), login).await;
+    let stream = WriteBehind::new(Greeted::by_server(stream), carrier.clone());
+    let result = log_in(stream, &session, agent.as_str(), login).await;
     if result.is_ok() {
         guard.0 = None;
     }
@@ -85,7 +87,12 @@ impl Drop for KillOnDrop {
     }
 }
 
-async fn log_in<S>(stream: WriteBehind<S>, session: &Arc<Session>, user: &str, login: &Login) -> Result<(), LoginError>
+async fn log_in<S>(
+    stream: WriteBehind<Greeted<S>>,
+    session: &Arc<Session>,
+    user: &str,
+    login: &Login,
+) -> Result<(), LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -144,6 +151,9 @@ where
 fn explain(step: &'static str, error: Error, carrier: &Carrier) -> LoginError {
     match error {
         Error::Version | Error::Kex if step == "key exchange" => LoginError::NotSsh,
+        Error::IO(error) if error.kind() == std::io::ErrorKind::InvalidData && step == "key exchange" => {
+            LoginError::NotSsh
+        }
         Error::NoCommonAlgo { .. } => LoginError::NoCommonAlgorithm(error.to_string()),
         source => match carrier.reason() {
             Some(CloseReason::ConnectionLost { error }) => {

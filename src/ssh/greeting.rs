@@ -1,4 +1,4 @@
-//! Hangs up on a stranger at the first byte that no SSH client sends.
+//! Hangs up on a stranger at the first byte that no SSH client sends, and on what is surely no SSH server.
 //!
 //! russh waits for a whole line, or for 255 bytes without one. A browser, a TLS client or a lone NUL would hold a
 //! stranger's place until the login deadline.
@@ -19,20 +19,37 @@ pub(super) struct Greeted<S> {
     /// What has come so far; full once it can no longer be wrong.
     head: [u8; 9],
     len: usize,
+    fits: fn(&[u8]) -> bool,
+}
+
+/// Whether these may be an SSH client's first bytes.
+fn fits_client(head: &[u8]) -> bool {
+    GREETINGS.iter().any(|greeting| head.iter().zip(*greeting).all(|(is, wanted)| is == wanted))
+}
+
+/// Whether these may be an SSH server's first bytes. It may send lines of text before its own, so only what is surely
+/// something else does not fit: a web server's answer, or binary, such as TLS.
+fn fits_server(head: &[u8]) -> bool {
+    !head.starts_with(b"HTTP/") && !head.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace())
 }
 
 impl<S> Greeted<S> {
-    pub(super) fn new(io: S) -> Self {
-        Self { io, head: [0; 9], len: 0 }
+    /// A connection that an SSH client has opened.
+    pub(super) fn by_client(io: S) -> Self {
+        Self { io, head: [0; 9], len: 0, fits: fits_client }
     }
 
-    /// Takes note of the next bytes. `false` when they begin no SSH client's line.
+    /// A connection to an SSH server.
+    pub(super) fn by_server(io: S) -> Self {
+        Self { io, head: [0; 9], len: 0, fits: fits_server }
+    }
+
+    /// Takes note of the next bytes. `false` when they cannot be what SSH begins with.
     fn greets(&mut self, bytes: &[u8]) -> bool {
         let taken = bytes.len().min(self.head.len() - self.len);
         self.head[self.len..self.len + taken].copy_from_slice(&bytes[..taken]);
         self.len += taken;
-        let head = &self.head[..self.len];
-        GREETINGS.iter().any(|greeting| head.iter().zip(*greeting).all(|(is, wanted)| is == wanted))
+        (self.fits)(&self.head[..self.len])
     }
 }
 
@@ -80,8 +97,8 @@ mod tests {
 
     /// Whether all of `text` is let through, whole and byte by byte.
     fn passes(text: &[u8]) -> bool {
-        let whole = Greeted::new(()).greets(text);
-        let mut greeted = Greeted::new(());
+        let whole = Greeted::by_client(()).greets(text);
+        let mut greeted = Greeted::by_client(());
         assert_eq!(text.chunks(1).all(|byte| greeted.greets(byte)), whole, "{text:?}");
         whole
     }
@@ -96,12 +113,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn servers_may_send_text_first() {
+        for good in ["S", "SSH-2.0-x\r\n", "Welcome\r\n", "\tHTTP/", "HTTP"] {
+            assert!(Greeted::by_server(()).greets(good.as_bytes()), "{good:?}");
+        }
+        for bad in ["HTTP/1.1 400", "\0", "\x15\x03\x01\0\x02"] {
+            assert!(!Greeted::by_server(()).greets(bad.as_bytes()), "{bad:?}");
+        }
+    }
+
     #[tokio::test]
     async fn what_follows_is_not_looked_at() {
         use tokio::io::AsyncReadExt;
         let text = b"SSH-2.0-x\r\n\0\xff anything";
         let mut read = Vec::new();
-        Greeted::new(&text[..]).read_to_end(&mut read).await.expect("it passes");
+        Greeted::by_client(&text[..]).read_to_end(&mut read).await.expect("it passes");
         assert_eq!(read, text);
     }
 }
