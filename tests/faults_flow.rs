@@ -17,7 +17,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
-use tokio_stream::StreamExt;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MBIT: u64 = 1_000_000 / 8;
