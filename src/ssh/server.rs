@@ -118,7 +118,8 @@ where
     match (session, ended) {
         (Some(session), ended) => {
             let reason = match &ended {
-                Ok(()) => carrier.reason().unwrap_or(CloseReason::ClosedByPeer { message: None }),
+                // russh has read a goodbye, whatever became of what was written meanwhile.
+                Ok(()) => carrier.blamed().cloned().unwrap_or(CloseReason::ClosedByPeer { message: None }),
                 Err(error) => end_of(error, &carrier),
             };
             session.finish(reason);

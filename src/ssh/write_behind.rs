@@ -150,6 +150,9 @@ pub(crate) struct WriteBehind<S> {
     queue: BytesMut,
     ahead: ReadAhead,
     carrier: Arc<Carrier>,
+    /// The socket takes nothing any more. What the peer said before it left, its goodbye above all, is still to be
+    /// read, so a failed write ends nothing: what is written after it is thrown away.
+    broken: bool,
     /// Runs while something is queued; restarted by every byte that leaves.
     stall: Pin<Box<Sleep>>,
     goodbye: Option<Pin<Box<Sleep>>>,
@@ -162,6 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
             queue: BytesMut::new(),
             ahead: ReadAhead::default(),
             carrier,
+            broken: false,
             stall: Box::pin(tokio::time::sleep(STALL)),
             goodbye: None,
         }
@@ -178,13 +182,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.queue.is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, &self.queue) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(0)) => self.give_up_writing(&io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => {
                     self.queue.advance(n);
                     self.stall.as_mut().reset(Instant::now() + STALL);
                     self.publish();
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(error)) => self.give_up_writing(&error),
                 Poll::Pending => {
                     if self.stall.as_mut().poll(cx).is_ready() {
                         self.carrier.blame(CloseReason::Stalled { after: STALL });
@@ -198,6 +202,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
             self.queue = BytesMut::new();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn give_up_writing(&mut self, error: &io::Error) {
+        self.carrier.saw(CloseReason::ConnectionLost { error: error.to_string() });
+        self.broken = true;
+        self.queue.clear();
+        self.publish();
     }
 
     fn publish(&self) {
@@ -262,12 +273,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         this.check()?;
+        if this.broken {
+            this.publish();
+            return Poll::Ready(Ok(buf.len()));
+        }
         if let Poll::Ready(drained) = this.poll_drain(cx) {
             this.note(drained)?;
             match Pin::new(&mut this.io).poll_write(cx, buf) {
-                Poll::Ready(result) => {
+                Poll::Ready(Ok(n)) => {
                     this.publish();
-                    return Poll::Ready(this.note(result));
+                    return Poll::Ready(Ok(n));
+                }
+                Poll::Ready(Err(error)) => {
+                    this.give_up_writing(&error);
+                    return Poll::Ready(Ok(buf.len()));
                 }
                 Poll::Pending => {}
             }
@@ -279,6 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
     /// Never waits: what is queued is sent by later polls.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.queue.is_empty()
+            && !self.broken
             && let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx)
         {
             return Poll::Ready(self.note(flushed));
@@ -295,7 +315,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
                 ready!(this.poll_drain(cx))?;
             }
         }
-        Pin::new(&mut this.io).poll_shutdown(cx)
+        // A socket that is gone already needs no shutdown, and what ended the session is known.
+        let _ = ready!(Pin::new(&mut this.io).poll_shutdown(cx));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -370,6 +392,21 @@ mod tests {
         std::future::poll_fn(|cx| carrier.poll_clear(cx)).await;
         assert!(carrier.is_clear());
         session.abort();
+    }
+
+    #[tokio::test]
+    async fn goodbye_is_read_though_the_peer_takes_nothing_any_more() {
+        let (near, mut far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone());
+        far.write_all(b"bye").await.unwrap();
+        drop(far);
+        stream.write_all(&[7; 4096]).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"bye");
+        assert!(matches!(carrier.reason(), Some(CloseReason::ConnectionLost { .. })));
     }
 
     #[tokio::test(start_paused = true)]
