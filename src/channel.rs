@@ -118,7 +118,7 @@ impl TunnelChannel {
     async fn send(self, mut request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
         self.prepare(&mut request);
         let deadline = timeout_of(request.headers()).map(|timeout| Instant::now() + timeout);
-        let (session, response) = match deadline {
+        let (session, mut response) = match deadline {
             None => self.send_once_or_twice(request).await?,
             Some(at) => match tokio::time::timeout_at(at, self.send_once_or_twice(request)).await {
                 Ok(sent) => sent?,
@@ -126,7 +126,6 @@ impl TunnelChannel {
             },
         };
         let deadline = deadline.map(tokio::time::sleep_until);
-        let mut response = response;
         drop_bad_details(response.headers_mut());
         Ok(response.map(|incoming| ResponseBody { incoming: Some(incoming), deadline, session }))
     }

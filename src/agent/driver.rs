@@ -19,6 +19,9 @@ use crate::tunnel::TunnelId;
 /// How long a tunnel that was renewed may finish its calls.
 const RENEWED_DRAIN: Duration = Duration::from_secs(600);
 
+/// How long an idle tunnel that the hub should close is left to it.
+const PEERS_TURN: Duration = Duration::from_secs(10);
+
 /// How long to leave a hub alone that did not take a renewal.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
@@ -143,7 +146,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                         adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
                         let old = CloseOnDrop(old);
-                        draining.spawn(async move { old.0.drain_and_be_closed(RENEWED_DRAIN, CloseReason::Replaced).await });
+                        draining.spawn(async move { old.0.drain_and_be_closed(RENEWED_DRAIN, PEERS_TURN, CloseReason::Replaced).await });
                     }
                     Err(error) => {
                         tracing::warn!(agent = %shared.id, error = &error as &dyn std::error::Error, "tunnel not renewed");

@@ -24,6 +24,10 @@ use crate::connector::Connector;
 use crate::id::AgentId;
 use crate::incoming::Incoming;
 
+/// How long a hub that was told goodbye may take to close the idle tunnel. It closes last, because russh sends its own
+/// goodbye past what channels have still to send.
+const PEERS_TURN: Duration = Duration::from_secs(1);
+
 /// The laptop side: dials a hub, keeps the tunnel standing, and serves what the hub opens.
 ///
 /// ```no_run
@@ -102,7 +106,7 @@ impl Agent {
             } else {
                 session.take_no_calls().await;
                 self.shared.login.acceptor.close();
-                session.drain_and_close(grace, CloseReason::Shutdown).await;
+                session.drain_and_be_closed(grace, PEERS_TURN, CloseReason::Shutdown).await;
             }
             session.closed().await;
         }

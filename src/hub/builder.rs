@@ -117,6 +117,7 @@ impl HubBuilder {
 
     /// How many bytes a channel may have under way towards this side. Default: 32 MiB, enough for one stream to fill
     /// 1 Gbit/s at 100 ms. An agent can make the hub hold twice this unread; lower it for many untrusted agents.
+    /// Below 8 MiB, three or more saturated channels at once can end a tunnel when its keys are renewed.
     pub fn window(mut self, bytes: u32) -> Self {
         self.config.set_window(bytes);
         self

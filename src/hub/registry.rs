@@ -245,6 +245,9 @@ impl Gate for RegistryGate {
         session.span.in_scope(|| tracing::info!("agent does not want new calls"));
         session.drain();
         self.0.changed.send_modify(|n| *n += 1);
+        // The agent is leaving, and leaves the closing to this side, which knows when the last answer has arrived.
+        let (session, limit) = (session.clone(), self.0.drain_timeout);
+        tokio::spawn(async move { session.drain_and_close(limit, CloseReason::ClosedByPeer { message: None }).await });
     }
 }
 

@@ -335,9 +335,12 @@ impl Drop for TunnelIo {
             .is_sending
             .then(|| std::mem::replace(&mut self.sending, ReusableBoxFuture::new(std::future::ready(Ok(())))));
         self.session.ledger.forget(self.id, &self.inbound);
+        let gone = Gone(self.session.clone());
         if !closed && !self.session.is_closed() {
             let write = self.write.clone();
             let close = async move {
+                // A drain must not end the tunnel before the channel's last bytes are on their way.
+                let _gone = gone;
                 if let Some(sending) = sending {
                     let _ = tokio::time::timeout(LINGER, sending).await; // the channel is closed in any case
                 }
@@ -345,7 +348,15 @@ impl Drop for TunnelIo {
             };
             self.session.runtime.spawn(close);
         }
-        self.session.channel_closed();
+    }
+}
+
+/// Counts a channel as closed.
+struct Gone(Arc<Session>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.channel_closed();
     }
 }
 

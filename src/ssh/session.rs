@@ -30,9 +30,6 @@ const PENDING_OPENS: usize = 64;
 /// How long a goodbye may take before the connection is dropped.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// How long an idle tunnel that the peer should close is left to it.
-const PEERS_TURN: Duration = Duration::from_secs(10);
-
 /// russh keeps about 3.9 kB for each channel that this side closed first, as long as the session lives. A tunnel that
 /// has closed this many (16 MB) is due for renewal.
 pub(crate) const RENEW_AFTER: u64 = 4096;
@@ -220,14 +217,14 @@ impl Session {
     }
 
     /// Drains, and leaves the closing to the peer, whose opens may still be on their way; closes only when the peer does
-    /// not, and at the latest after `limit`.
-    pub(crate) async fn drain_and_be_closed(&self, limit: Duration, reason: CloseReason) {
+    /// not within its `turn`, and at the latest after `limit`.
+    pub(crate) async fn drain_and_be_closed(&self, limit: Duration, turn: Duration, reason: CloseReason) {
         self.drain();
         let idle = async {
             loop {
                 self.drained().await;
                 // A peer that does not close idle tunnels must not keep this one for long.
-                let peer_closed = tokio::time::timeout(PEERS_TURN, self.closed()).await.is_ok();
+                let peer_closed = tokio::time::timeout(turn, self.closed()).await.is_ok();
                 if peer_closed || *self.channels.borrow() == 0 {
                     return;
                 }
