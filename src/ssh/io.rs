@@ -22,6 +22,9 @@ use crate::tunnel::{TunnelConnectInfo, TunnelId};
 /// The most that one write takes: two SSH packets, so that a large frame needs few turns and few bytes wait here.
 const WRITE_MAX: usize = 64 * 1024;
 
+/// Less than this waits for more until the flush that follows has let other tasks have their turn.
+const HOLD_MAX: usize = 1024;
+
 /// How long a dropped channel may still send what it had taken.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -95,6 +98,10 @@ enum WriteState {
 /// tunnel wait for the network. Flushing waits until the session has taken what was written; shutting down sends
 /// end-of-file.
 ///
+/// Like a buffered writer, a channel that this side opened keeps a write of less than 1 KiB until it is flushed, read
+/// from, written to again, shut down or dropped, and a flush lets other tasks have one turn before it sends: HTTP/2
+/// writes the head of a call and its first message apart, and so they travel together.
+///
 /// # Dropping
 /// Closes the channel, after what was written has been sent. It needs no runtime and never blocks.
 pub struct TunnelIo {
@@ -106,6 +113,11 @@ pub struct TunnelIo {
     write_state: WriteState,
     sending: ReusableBoxFuture<'static, Sent>,
     is_sending: bool,
+    /// What was written and not sent yet; stays empty but on channels that hold.
+    held: BytesMut,
+    holds: bool,
+    /// A flush has given the writer a turn to add to what is held.
+    held_a_turn: bool,
     inbound: Arc<Inbound>,
     session: Arc<Session>,
 }
@@ -133,9 +145,19 @@ impl TunnelIo {
             write_state: WriteState::Open,
             sending: ReusableBoxFuture::new(std::future::ready(Ok(()))),
             is_sending: false,
+            held: BytesMut::new(),
+            holds: false,
+            held_a_turn: false,
             inbound,
             session,
         }
+    }
+
+    /// Lets small writes wait for one another. For the side that calls: it writes a call in two parts, and a server
+    /// writes an answer in one.
+    pub(super) fn holding(mut self) -> Self {
+        self.holds = true;
+        self
     }
 
     /// The tunnel that this channel belongs to.
@@ -196,6 +218,18 @@ impl TunnelIo {
         }
     }
 
+    /// Sends what is held. Nothing else may be under way.
+    fn send_held(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.held_a_turn = false;
+        let data = std::mem::take(&mut self.held).freeze();
+        if self.inbound.closed() {
+            return Err(self.closed());
+        }
+        let write = self.write.clone();
+        self.session.carrier.hand(data.len());
+        self.start_sending(cx, async move { write.send(data).await })
+    }
+
     fn start_sending(
         &mut self,
         cx: &mut Context<'_>,
@@ -254,6 +288,10 @@ impl AsyncRead for TunnelIo {
                 this.unread.advance(n);
                 return Poll::Ready(Ok(()));
             }
+            if !this.held.is_empty() && !this.held_a_turn {
+                // Nobody flushed what the peer's answer may depend on. What goes wrong here, the next write tells.
+                let _ = this.send_held(cx);
+            }
             if this.inbound.overflowed() {
                 return Poll::Ready(Err(Self::overflow()));
             }
@@ -292,14 +330,15 @@ impl AsyncWrite for TunnelIo {
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
-        let mut data = BytesMut::with_capacity(total);
+        let full = this.held.len() + total;
+        this.held.reserve(total);
         for buf in bufs {
-            let room = total - data.len();
-            data.extend_from_slice(&buf[..buf.len().min(room)]);
+            let room = full - this.held.len();
+            this.held.extend_from_slice(&buf[..buf.len().min(room)]);
         }
-        let write = this.write.clone();
-        this.session.carrier.hand(total);
-        this.start_sending(cx, async move { write.send(data.freeze()).await })?;
+        if !this.holds || full >= HOLD_MAX {
+            this.send_held(cx)?;
+        }
         Poll::Ready(Ok(total))
     }
 
@@ -308,12 +347,25 @@ impl AsyncWrite for TunnelIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_sent(cx))?;
+        if !self.held.is_empty() {
+            if !self.held_a_turn {
+                self.held_a_turn = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.send_held(cx)?;
+        }
         self.poll_sent(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(this.poll_sent(cx))?;
+        if !this.held.is_empty() && !this.inbound.closed() {
+            this.send_held(cx)?;
+            ready!(this.poll_sent(cx))?;
+        }
         if matches!(this.write_state, WriteState::Open) {
             this.write_state = WriteState::SendingEof;
             // A closed channel has no use for an end-of-file.
@@ -338,12 +390,17 @@ impl Drop for TunnelIo {
         let gone = Gone(self.session.clone());
         if !closed && !self.session.is_closed() {
             let write = self.write.clone();
+            let held = std::mem::take(&mut self.held).freeze();
             let close = async move {
                 // A drain must not end the tunnel before the channel's last bytes are on their way.
                 let _gone = gone;
-                if let Some(sending) = sending {
-                    let _ = tokio::time::timeout(LINGER, sending).await; // the channel is closed in any case
-                }
+                let rest = async {
+                    if let Some(sending) = sending {
+                        sending.await?;
+                    }
+                    if held.is_empty() { Ok(()) } else { write.send(held).await }
+                };
+                let _ = tokio::time::timeout(LINGER, rest).await; // the channel is closed in any case
                 let _ = write.close().await; // fails only when the session is gone, and the channel with it
             };
             self.session.runtime.spawn(close);

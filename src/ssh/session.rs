@@ -154,7 +154,7 @@ impl Session {
             }
         };
         match opened {
-            Ok(io) => Ok(io),
+            Ok(io) => Ok(io.holding()),
             Err(russh::Error::ChannelOpenFailure(reason)) => {
                 Err(DialError::Rejected { agent: self.agent.clone(), reason: rejection(&reason) })
             }
