@@ -14,16 +14,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::ReusableBoxFuture;
 use tonic::transport::server::Connected;
 
+use super::config::PACKET;
 use super::ledger::Inbound;
 use super::session::Session;
 use crate::close::Disconnected;
 use crate::tunnel::{TunnelConnectInfo, TunnelId};
 
-/// The most that one write takes: two SSH packets, so that a large frame needs few turns and few bytes wait here.
-const WRITE_MAX: usize = 64 * 1024;
+/// The most that one message takes, and a write: a packet's worth.
+const WRITE_MAX: usize = PACKET as usize;
 
-/// Less than this waits for more until the flush that follows has let other tasks have their turn.
-const HOLD_MAX: usize = 1024;
+/// As much as this is sent at once; less may wait for more.
+const ENOUGH: usize = 60 * 1024;
+
+/// A write of this size is part of something large, of which more is likely to follow.
+const BULK: usize = 8 * 1024;
 
 /// How long a dropped channel may still send what it had taken.
 const LINGER: Duration = Duration::from_secs(5);
@@ -94,13 +98,14 @@ enum WriteState {
 /// [`io::ErrorKind::OutOfMemory`].
 ///
 /// # Writing
-/// One write takes at most 64 KiB. A write waits while the peer's window is closed or while more than 256 KiB of the
+/// One write takes at most 68 KiB. A write waits while the peer's window is closed or while more than 256 KiB of the
 /// tunnel wait for the network. Flushing waits until the session has taken what was written; shutting down sends
 /// end-of-file.
 ///
-/// Like a buffered writer, a channel that this side opened keeps a write of less than 1 KiB until it is flushed, read
-/// from, written to again, shut down or dropped, and a flush lets other tasks have one turn before it sends: HTTP/2
-/// writes the head of a call and its first message apart, and so they travel together.
+/// Like a buffered writer, a channel keeps small writes, if this side opened it, and parts of large ones until it is
+/// flushed, read from, shut down or dropped, or until there is enough for a packet; a flush lets other tasks have one
+/// turn before it sends. HTTP/2 writes the head of a call and its first message apart, and large messages in pieces of
+/// 16 KiB: so they travel together.
 ///
 /// # Dropping
 /// Closes the channel, after what was written has been sent. It needs no runtime and never blocks.
@@ -113,9 +118,10 @@ pub struct TunnelIo {
     write_state: WriteState,
     sending: ReusableBoxFuture<'static, Sent>,
     is_sending: bool,
-    /// What was written and not sent yet; stays empty but on channels that hold.
+    /// What was written and not sent yet.
     held: BytesMut,
-    holds: bool,
+    /// Small writes wait for one another, too.
+    holds_small: bool,
     /// A flush has given the writer a turn to add to what is held.
     held_a_turn: bool,
     inbound: Arc<Inbound>,
@@ -146,7 +152,7 @@ impl TunnelIo {
             sending: ReusableBoxFuture::new(std::future::ready(Ok(()))),
             is_sending: false,
             held: BytesMut::new(),
-            holds: false,
+            holds_small: false,
             held_a_turn: false,
             inbound,
             session,
@@ -156,7 +162,7 @@ impl TunnelIo {
     /// Lets small writes wait for one another. For the side that calls: it writes a call in two parts, and a server
     /// writes an answer in one.
     pub(super) fn holding(mut self) -> Self {
-        self.holds = true;
+        self.holds_small = true;
         self
     }
 
@@ -326,17 +332,19 @@ impl AsyncWrite for TunnelIo {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_writable(cx))?;
-        let total = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(WRITE_MAX);
+        let room = WRITE_MAX - this.held.len();
+        let total = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(room);
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
         let full = this.held.len() + total;
-        this.held.reserve(total);
+        let bulk = total >= BULK;
+        this.held.reserve(if bulk && this.held.is_empty() { WRITE_MAX } else { total });
         for buf in bufs {
             let room = full - this.held.len();
             this.held.extend_from_slice(&buf[..buf.len().min(room)]);
         }
-        if !this.holds || full >= HOLD_MAX {
+        if full >= ENOUGH || !(bulk || this.holds_small) {
             this.send_held(cx)?;
         }
         Poll::Ready(Ok(total))
