@@ -84,6 +84,40 @@ async fn bulk_both_ways_never_stands_still() {
     both_ways(16, None, None, 30 * SECOND).await;
 }
 
+/// One way only, so that nothing but the answers to keepalives comes back: they must not wait behind megabytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keepalives_are_answered_through_one_way_bulk_on_a_slow_path() {
+    let _alone = alone().await;
+    let keepalive = (Duration::from_millis(250), 3);
+    let rig = Rig::builder()
+        .hub(|hub| hub.keepalive(keepalive.0, keepalive.1))
+        .agent(|agent| agent.keepalive(keepalive.0, keepalive.1))
+        .proxy_with(Some(64 << 10), |_| {});
+    let rig = rig.start().await;
+    let tunnel = agent_tunnel(&rig);
+    let mut incoming = rig.agent.incoming();
+    let (mut near, mut far) = raw_channel(&rig, &mut incoming).await;
+    rig.proxy().set(Way::Both, |link| link.rate = Some(16 * MBIT));
+
+    let stop = tokio::time::Instant::now() + 4 * SECOND;
+    let sent = async {
+        let block = [7; 16 << 10];
+        let mut sent = 0;
+        while tokio::time::Instant::now() < stop {
+            far.write_all(&block).await.expect("the tunnel lives");
+            sent += block.len() as u64;
+        }
+        far.shutdown().await.expect("the tunnel lives");
+        sent
+    };
+    let (sent, received) = tokio::join!(sent, async {
+        tokio::io::copy(&mut near, &mut tokio::io::sink()).await.expect("the tunnel lives")
+    });
+
+    assert_eq!(sent, received);
+    assert_eq!(agent_tunnel(&rig), tunnel, "the tunnel did not live through it");
+}
+
 /// A6: keys are renewed all the time, under load.
 async fn rekey_storm(channels: usize, bytes: usize, time: Duration) {
     let _alone = alone().await;
@@ -364,8 +398,9 @@ async fn calls_do_not_notice_that_a_tunnel_is_renewed() {
 async fn a_hundred_thousand_dials_cost_no_memory() {
     let _alone = alone().await;
     let before = resident();
-    let renewals = dials(100_000, 1024).await;
-    assert!(renewals >= 90, "only {renewals} renewals");
+    // As is the default.
+    let renewals = dials(100_000, 2048).await;
+    assert!(renewals >= 45, "only {renewals} renewals");
     let more = resident().saturating_sub(before);
     eprintln!("D3: {} kB more than before", more >> 10);
     assert!(more <= 10 << 20, "{more} bytes more");

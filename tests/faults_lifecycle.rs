@@ -16,8 +16,8 @@ use common::{
     child::{self, Keys},
     echo::{Echo, payload, pb::echo_client::EchoClient},
     faults::{
-        alone, assert_unavailable, call, client, end_unavailable, in_flight, sockets_at, steered, successor, until,
-        within,
+        alone, assert_unavailable, call, client, end_unavailable, in_flight, resident, sockets_at, steered, successor,
+        until, within,
     },
     proxy::{Cut, Proxy, Way},
     rig::{AGENT, BRISK, Rig, serve, soon},
@@ -258,6 +258,22 @@ async fn agent_reconnects_time_after_time() {
 async fn agent_reconnects_200_times_in_a_row() {
     let _alone = alone().await;
     reconnects(200).await;
+}
+
+/// D3: many tunnels, one after the other, cost no more memory, sockets or tasks than one.
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn ten_thousand_reconnects_cost_no_memory() {
+    let _alone = alone().await;
+    reconnects(100).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let (memory, files, running) = (resident(), descriptors(std::process::id()), tasks());
+    reconnects(10_000).await;
+    until("no task is left behind", || tasks() <= running + 2).await;
+    let more = resident().saturating_sub(memory);
+    eprintln!("D3: 10,000 reconnects: {} kB more", more >> 10);
+    assert!(more <= 10 << 20, "{more} bytes more");
+    assert!(descriptors(std::process::id()) <= files + 2, "descriptors were left open");
 }
 
 /// Calls both ways without a pause; each that fails must fail soon, and UNAVAILABLE.

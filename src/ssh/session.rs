@@ -31,10 +31,10 @@ const PENDING_OPENS: usize = 64;
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// russh keeps about 3.9 kB for each channel that this side closed first, as long as the session lives. A tunnel that
-/// has closed this many (16 MB) is due for renewal.
-pub(crate) const RENEW_AFTER: u64 = 4096;
+/// has closed this many (8 MB) is due for renewal.
+pub(crate) const RENEW_AFTER: u64 = 2048;
 
-/// The hub ends a tunnel that has closed this many channels (64 MB) and was not renewed: a stock SSH client cannot.
+/// The hub ends a tunnel that has closed this many channels (32 MB) and was not renewed: a stock SSH client cannot.
 pub(crate) const CLOSED_CHANNELS_MAX: u64 = 4 * RENEW_AFTER;
 
 /// How a session's channels are opened, by side.
