@@ -107,6 +107,9 @@ enum WriteState {
 /// turn before it sends. HTTP/2 writes the head of a call and its first message apart, and large messages in pieces of
 /// 16 KiB: so they travel together.
 ///
+/// # Cancel safety
+/// A read or write that is given up has moved nothing. A flush that is given up may have sent nothing: flush again.
+///
 /// # Dropping
 /// Closes the channel, after what was written has been sent. It needs no runtime and never blocks.
 pub struct TunnelIo {

@@ -3,19 +3,21 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dialback::{AgentStatus, CloseReason, TunnelConnectInfo};
-use tonic::transport::Server;
+use dialback::{AgentStatus, CloseReason, DialError, Incoming, TunnelChannel, TunnelConnectInfo, tune_endpoint};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_stream::StreamExt;
+use tonic::transport::{Endpoint, Server};
 use tonic::{Code, Request, Status};
 
 use crate::common::echo::pb::echo_client::EchoClient;
 use crate::common::echo::pb::echo_server::EchoServer;
 use crate::common::echo::{Echo, payload};
+use crate::common::faults::{agent_tunnel, raw_channel};
 use crate::common::proxy::Cut;
 use crate::common::rig::{AGENT, Rig, soon};
 
-#[tokio::test]
-async fn handlers_see_who_calls() {
-    let rig = Rig::start().await;
+/// What a handler that serves `incoming` learns about a call that `caller` makes.
+async fn seen_by_a_handler(incoming: Incoming, caller: TunnelChannel) -> TunnelConnectInfo {
     let seen = Arc::new(Mutex::new(None));
     let found = seen.clone();
     let look = move |request: Request<()>| {
@@ -24,17 +26,114 @@ async fn handlers_see_who_calls() {
     };
     let server = Server::builder().add_service(EchoServer::with_interceptor(Echo::default(), look));
     // The newest stream of channels takes over.
-    let serving = server.serve_with_incoming_shutdown(rig.hub.incoming(), std::future::pending());
-    let _serving = tokio::spawn(serving);
+    let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, std::future::pending()));
 
-    let status =
-        soon("the answer", EchoClient::new(rig.agent.channel()).unary(payload(""))).await.expect_err("aborted");
+    let status = soon("the answer", EchoClient::new(caller).unary(payload(""))).await.expect_err("aborted");
 
+    serving.abort();
     assert_eq!(status.code(), Code::Aborted, "{status:?}");
-    let info = seen.lock().expect("no panic").take().expect("a tunnel's caller");
+    seen.lock().expect("no panic").take().expect("a tunnel's caller")
+}
+
+#[tokio::test]
+async fn handlers_of_the_hub_see_which_agent_calls() {
+    let rig = Rig::start().await;
+    let info = seen_by_a_handler(rig.hub.incoming(), rig.agent.channel()).await;
     let tunnel = rig.hub.get(AGENT).expect("the agent is there");
     assert_eq!((info.agent_id.as_str(), info.tunnel_id), (AGENT, tunnel.id()));
     assert_eq!((info.peer_addr, info.local_addr), (tunnel.peer_addr(), Some(rig.hub.local_addr())));
+}
+
+#[tokio::test]
+async fn handlers_of_the_agent_see_their_tunnel() {
+    let rig = Rig::start().await;
+    let info = seen_by_a_handler(rig.agent.incoming(), rig.hub.channel(AGENT).expect("an id")).await;
+    let tunnel = rig.hub.get(AGENT).expect("the agent is there");
+    assert_eq!(info.agent_id.as_str(), AGENT);
+    // The two ends count their tunnels apart, and see the same connection from two sides.
+    assert_eq!(Some(info.tunnel_id), agent_tunnel(&rig));
+    assert_eq!((info.peer_addr, info.local_addr), (Some(rig.hub.local_addr()), tunnel.peer_addr()));
+}
+
+#[tokio::test]
+async fn incoming_ends_with_its_agent_or_hub_and_stays_empty() {
+    let rig = Rig::start().await;
+    let (mut of_agent, mut of_hub) = (rig.agent.incoming(), rig.hub.incoming());
+
+    soon("the agent's end", rig.agent.shutdown(Duration::ZERO)).await;
+    soon("the hub's end", rig.hub.shutdown(Duration::ZERO)).await;
+
+    assert!(soon("the end of the agent's channels", of_agent.next()).await.is_none());
+    assert!(soon("the end of the hub's channels", of_hub.next()).await.is_none());
+    assert!(soon("nothing more", rig.agent.incoming().next()).await.is_none());
+    assert!(soon("nothing more", rig.hub.incoming().next()).await.is_none());
+}
+
+/// However small writes wait for one another: what follows them sends them.
+#[tokio::test]
+async fn what_was_written_arrives_whether_flushed_read_from_shut_down_or_dropped() {
+    let rig = Rig::start().await;
+    let mut incoming = rig.agent.incoming();
+    let (mut near, mut far) = raw_channel(&rig, &mut incoming).await;
+    let mut got = [0; 5];
+
+    near.write_all(b"first").await.expect("written");
+    soon("a flush", near.flush()).await.expect("flushed");
+    soon("the first", far.read_exact(&mut got)).await.expect("read");
+    assert_eq!(&got, b"first");
+
+    near.write_all(b"again").await.expect("written");
+    let answered = async {
+        far.read_exact(&mut got).await.expect("read");
+        far.write_all(b"so be").await.expect("written");
+        far.flush().await.expect("flushed");
+    };
+    let mut answer = [0; 5];
+    let (_, read) =
+        soon("an answer to what nobody flushed", async { tokio::join!(answered, near.read_exact(&mut answer)) }).await;
+    read.expect("read");
+    assert_eq!((&got, &answer), (b"again", b"so be"));
+
+    // A large message's pieces, and a last one that fills no packet.
+    let large = vec![7; 150_000];
+    let mut rest = Vec::new();
+    let (written, read) = soon("a large message", async {
+        tokio::join!(
+            async {
+                near.write_all(b"large").await?;
+                near.write_all(&large).await?;
+                near.shutdown().await
+            },
+            far.read_to_end(&mut rest)
+        )
+    })
+    .await;
+    written.expect("written");
+    assert_eq!(read.expect("read"), 5 + large.len());
+    assert!(rest.starts_with(b"large") && rest[5..] == large[..]);
+
+    let (mut near, mut far) = raw_channel(&rig, &mut incoming).await;
+    near.write_all(b"farewell").await.expect("written");
+    drop(near);
+    let mut rest = Vec::new();
+    soon("the last words", far.read_to_end(&mut rest)).await.expect("read");
+    assert_eq!(rest, b"farewell");
+}
+
+#[tokio::test]
+async fn endpoint_says_in_its_source_why_a_dial_failed() {
+    let rig = Rig::start().await;
+    let tunnel = rig.hub.wait_for(AGENT).await.expect("the agent is there");
+    soon("the agent's end", rig.agent.shutdown(Duration::ZERO)).await;
+    soon("the tunnel's end", tunnel.closed()).await;
+
+    let endpoint = tune_endpoint(Endpoint::from_static("http://laptop"));
+    let failed = soon("the dial", endpoint.connect_with_connector(tunnel.connector())).await;
+
+    let failed: Box<dyn std::error::Error> = failed.expect_err("the tunnel is gone").into();
+    let sources = std::iter::successors(Some(&*failed), |&error| error.source());
+    let why = sources.filter_map(|error| error.downcast_ref::<DialError>()).next();
+    assert!(matches!(why, Some(DialError::Disconnected { agent, .. }) if agent.as_str() == AGENT), "{failed:?}");
 }
 
 #[tokio::test]
