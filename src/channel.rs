@@ -45,7 +45,11 @@ impl SharedConnection {
             }
             cell.clone()
         };
-        cell.get_or_try_init(|| connect(session)).await.cloned()
+        // One that is refused leaves it to the next in line: none of them waits longer than for one attempt.
+        match tokio::time::timeout(session.open_timeout(), cell.get_or_try_init(|| connect(session))).await {
+            Ok(connected) => connected.cloned(),
+            Err(_) => Err(DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout() }),
+        }
     }
 
     /// Lets go of the connection: it closes when its last call has ended.
@@ -54,7 +58,16 @@ impl SharedConnection {
     }
 }
 
+/// Connects on the session's own runtime: the caller's may end, or stand still, while others use the connection.
 async fn connect(session: &Arc<Session>) -> Result<SendRequest<Body>, DialError> {
+    let connecting = session.runtime().spawn(handshake(session.clone()));
+    match connecting.await {
+        Ok(connected) => connected,
+        Err(_) => Err(DialError::Disconnected { agent: session.agent.clone(), gone: session.closed().await }),
+    }
+}
+
+async fn handshake(session: Arc<Session>) -> Result<SendRequest<Body>, DialError> {
     let io = session.open().await?;
     let handshake = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())

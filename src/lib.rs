@@ -140,7 +140,7 @@
 //! | calls that a server takes on one connection | 256; more wait at the caller | [`tuning`] |
 //! | written and not sent | writes wait from 256 KiB for each tunnel; at 32 MiB, or after 30 s without a byte taken, it ends | |
 //! | SSH requests on a channel | 16 KiB in all; then it is closed | |
-//! | closed channels | 2,048, so 8 MB, then the agent renews the tunnel; the hub ends it at 8,192 | [`AgentBuilder::renew_after`] |
+//! | closed channels | 1,024, so 4 MB, then the agent renews the tunnel; the hub ends it at 4,096 | [`AgentBuilder::renew_after`] |
 //! | events that a slow listener may be behind | 1,024; then it is told how many it missed | |
 //! | agents whose last goodbye a hub remembers | 65,536 | |
 //!

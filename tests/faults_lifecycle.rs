@@ -260,6 +260,36 @@ async fn agent_reconnects_200_times_in_a_row() {
     reconnects(200).await;
 }
 
+/// B3: a tunnel that was renewed still carries a call when its agent shuts down: that call has the grace, too.
+#[tokio::test]
+async fn shutdown_lets_calls_on_a_renewed_tunnel_finish() {
+    let rig = Rig::builder().agent(|agent| agent.renew_after(3)).start().await;
+    let first = rig.hub.wait_for(AGENT).await.expect("the agent is there");
+    let (say, said) = tokio::sync::mpsc::channel(4);
+    let mut client = rig.client();
+    let talk = client.chat(tokio_stream::wrappers::ReceiverStream::new(said));
+    say.send(payload("before")).await.expect("the call lives");
+    let mut answers = soon("the call", talk).await.expect("it is taken").into_inner();
+    soon("an answer", answers.message()).await.expect("the call lives");
+    for _ in 0..4 {
+        drop(soon("a dial", first.connector().dial()).await.expect("a channel"));
+    }
+    until("the tunnel is renewed", || rig.hub.get(AGENT).is_some_and(|now| now.id() != first.id())).await;
+
+    let talking = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        say.send(payload("during")).await.expect("the call lives");
+        let answer = answers.message().await;
+        drop(say);
+        (answer, answers.message().await)
+    };
+    let shutdown = rig.agent.shutdown(5 * SECOND);
+    let ((), (answer, end)) = soon("the end", async { tokio::join!(shutdown, talking) }).await;
+
+    assert!(matches!(answer, Ok(Some(_))), "{answer:?}");
+    assert!(matches!(end, Ok(None)), "{end:?}");
+}
+
 /// D3: many tunnels, one after the other, cost no more memory, sockets or tasks than one.
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]

@@ -102,7 +102,7 @@ impl AgentBuilder {
     }
 
     /// After how many closed channels the tunnel is renewed: a new one is dialled first, then the old one is drained.
-    /// Each closed channel costs about 4 kB until then. Default: 2,048, so 8 MB.
+    /// Each closed channel costs about 4 kB until then. Default: 1,024, so 4 MB.
     pub fn renew_after(mut self, channels: u64) -> Self {
         self.renew_after = channels.max(1);
         self

@@ -33,7 +33,14 @@ pub(super) struct Shared {
     pub(super) renew_after: u64,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) stop: watch::Sender<bool>,
-    current: Mutex<Option<Arc<Session>>>,
+    sessions: Mutex<Sessions>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    current: Option<Arc<Session>>,
+    /// Renewed, and finishing their calls.
+    draining: Vec<Arc<Session>>,
 }
 
 impl Shared {
@@ -46,28 +53,45 @@ impl Shared {
             renew_after,
             status: watch::Sender::new(first),
             stop: watch::Sender::new(false),
-            current: Mutex::new(None),
+            sessions: Mutex::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn current(&self) -> Option<Arc<Session>> {
-        self.lock().clone()
+        self.lock().current.clone()
     }
 
-    /// Makes a session the one to dial, and says so. Returns the one before.
-    pub(super) fn adopt(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
-        let old = self.lock().replace(session.clone());
+    /// Every session that lives: the current one, and those it replaced.
+    pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
+        let mut sessions = self.lock();
+        sessions.draining.retain(|old| !old.is_closed());
+        sessions.draining.iter().chain(&sessions.current).cloned().collect()
+    }
+
+    /// Makes a session the one to dial, and says so; the one before, if it lives, is to be drained. A session that comes
+    /// after the agent was told to stop is closed.
+    pub(super) fn adopt(&self, session: &Arc<Session>) {
+        let mut sessions = self.lock();
+        // Whoever stops the agent says so first, and then takes this lock.
+        if *self.stop.borrow() {
+            drop(sessions);
+            session.close(CloseReason::Shutdown);
+            return;
+        }
+        sessions.draining.retain(|old| !old.is_closed());
+        let old = sessions.current.replace(session.clone()).filter(|old| !old.is_closed());
+        sessions.draining.extend(old);
         self.status.send_replace(AgentStatus::Connected {
             since: SystemTime::now(),
             hub: self.hub.clone(),
             tunnel_id: session.id,
         });
+        drop(sessions);
         session.span.in_scope(|| tracing::info!(hub = self.hub, "tunnel opened"));
-        old
     }
 
     /// One attempt: resolves, dials, logs in.
@@ -145,8 +169,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                         shared.adopt(&session);
                         adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
-                        let old = CloseOnDrop(old);
-                        draining.spawn(async move { old.0.drain_and_be_closed(RENEWED_DRAIN, PEERS_TURN, CloseReason::Replaced).await });
+                        // When the agent stops, this ends, and what is still being drained is the agent's to close.
+                        draining.spawn(async move { old.drain_and_be_closed(RENEWED_DRAIN, PEERS_TURN, CloseReason::Replaced).await });
                     }
                     Err(error) => {
                         tracing::warn!(agent = %shared.id, error = &error as &dyn std::error::Error, "tunnel not renewed");
@@ -159,15 +183,6 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
             }
         }
         while draining.try_join_next().is_some() {}
-    }
-}
-
-/// An old tunnel that is still being drained when its agent stops ends with it.
-struct CloseOnDrop(Arc<Session>);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        self.0.close(CloseReason::Shutdown);
     }
 }
 

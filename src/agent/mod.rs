@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 pub use self::builder::AgentBuilder;
 pub use self::error::ConnectError;
@@ -23,6 +24,7 @@ use crate::close::CloseReason;
 use crate::connector::Connector;
 use crate::id::AgentId;
 use crate::incoming::Incoming;
+use crate::ssh::Session;
 
 /// How long a hub that was told goodbye may take to close the idle tunnel. It closes last, because russh sends its own
 /// goodbye past what channels have still to send.
@@ -93,21 +95,33 @@ impl Agent {
     /// Ends the agent politely: asks the hub for no more calls, ends [`Agent::incoming`] so that a tonic server on it
     /// finishes the calls in flight, waits until every channel is closed, then closes the tunnel.
     ///
-    /// The end of `grace`, or a second call, cuts off what is still open.
+    /// The end of `grace`, or a second call, cuts off what is still open; a hub that does not answer the goodbye holds
+    /// this up for 2 s more.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the agent draining; call it again, or drop the agent, to end it.
     pub async fn shutdown(&self, grace: Duration) {
         let second = self.shared.stop.send_replace(true);
-        let session = self.shared.current();
-        if let Some(session) = session {
-            if second {
-                session.close(CloseReason::Shutdown);
-            } else {
-                session.take_no_calls().await;
-                self.shared.login.acceptor.close();
-                session.drain_and_be_closed(grace, PEERS_TURN, CloseReason::Shutdown).await;
+        let sessions = self.shared.sessions();
+        if second {
+            self.close_all(&sessions);
+        } else {
+            let ends = Instant::now() + grace;
+            let mut telling = JoinSet::new();
+            for session in sessions.iter().cloned() {
+                telling.spawn(async move { session.take_no_calls(grace).await });
             }
+            telling.join_all().await;
+            self.shared.login.acceptor.close();
+            let mut draining = JoinSet::new();
+            for session in sessions.iter().cloned() {
+                let left = ends.saturating_duration_since(Instant::now());
+                draining
+                    .spawn(async move { session.drain_and_be_closed(left, PEERS_TURN, CloseReason::Shutdown).await });
+            }
+            draining.join_all().await;
+        }
+        for session in sessions {
             session.closed().await;
         }
         self.end();
@@ -116,15 +130,19 @@ impl Agent {
     /// Closes the tunnel now and stops reconnecting.
     pub fn close(&self) {
         self.shared.stop.send_replace(true);
-        if let Some(session) = self.shared.current() {
+        self.close_all(&self.shared.sessions());
+        self.end();
+    }
+
+    fn close_all(&self, sessions: &[Arc<Session>]) {
+        for session in sessions {
             session.close(CloseReason::Shutdown);
         }
-        self.end();
     }
 
     fn end(&self) {
         self.shared.login.acceptor.close();
-        // It stops by itself; what it was draining or dialling ends with it.
+        // It stops by itself; what it was dialling ends with it.
         self.driver.abort();
         self.shared.status.send_replace(AgentStatus::Stopped);
     }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -29,8 +29,8 @@ const ENOUGH: usize = 60 * 1024;
 /// A write of this size is part of something large, of which more is likely to follow.
 const BULK: usize = 8 * 1024;
 
-/// How long a dropped channel may still send what it had taken.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long a dropped channel may still send what it had taken: as long as a peer may take nothing at all.
+const LINGER: Duration = Duration::from_secs(30);
 
 type Sent = Result<(), russh::Error>;
 
@@ -85,6 +85,40 @@ enum WriteState {
     Lost(Why),
 }
 
+/// Wakes both who waits to write and who waits to read: either may carry a message on that the other began.
+#[derive(Default)]
+struct Both {
+    writer: Mutex<Option<Waker>>,
+    reader: Mutex<Option<Waker>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Writer,
+    Reader,
+}
+
+impl Both {
+    fn register(&self, side: Side, waker: &Waker) {
+        let slot = if side == Side::Writer { &self.writer } else { &self.reader };
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+    }
+}
+
+impl Wake for Both {
+    fn wake(self: Arc<Self>) {
+        for slot in [&self.writer, &self.reader] {
+            let waker = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
 /// One channel of a tunnel: a byte stream, usually with one HTTP/2 connection on it.
 ///
 /// On the side that serves, tonic takes it from an [`Incoming`](crate::Incoming) and its
@@ -108,10 +142,12 @@ enum WriteState {
 /// 16 KiB: so they travel together.
 ///
 /// # Cancel safety
-/// A read or write that is given up has moved nothing. A flush that is given up may have sent nothing: flush again.
+/// A read or write that is given up has moved nothing. A flush that is given up may not have sent everything yet; the
+/// next flush, or any read, goes on with it.
 ///
 /// # Dropping
-/// Closes the channel, after what was written has been sent. It needs no runtime and never blocks.
+/// Closes the channel, after what was written has been sent; a peer that takes nothing for 30 s loses the rest. It needs
+/// no runtime and never blocks.
 pub struct TunnelIo {
     id: ChannelId,
     read: ChannelReadHalf,
@@ -127,6 +163,11 @@ pub struct TunnelIo {
     holds_small: bool,
     /// A flush has given the writer a turn to add to what is held.
     held_a_turn: bool,
+    /// A read has left that turn to the flush; the next one sends.
+    read_a_turn: bool,
+    /// Something that a write took could not be sent: no flush and no shutdown may succeed any more.
+    unsent: bool,
+    both: Arc<Both>,
     inbound: Arc<Inbound>,
     session: Arc<Session>,
 }
@@ -157,6 +198,9 @@ impl TunnelIo {
             held: BytesMut::new(),
             holds_small: false,
             held_a_turn: false,
+            read_a_turn: false,
+            unsent: false,
+            both: Arc::default(),
             inbound,
             session,
         }
@@ -184,27 +228,43 @@ impl TunnelIo {
     }
 
     /// Waits until the last write is in the session's hands.
-    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_sent(&mut self, cx: &mut Context<'_>, side: Side) -> Poll<io::Result<()>> {
         if self.is_sending {
-            if let Poll::Ready(sent) = self.sending.poll(cx) {
-                self.is_sending = false;
-                if sent.is_err() {
+            // Whoever waits for the same message on the other side must not miss its end.
+            self.both.register(side, cx.waker());
+            let waker = Waker::from(self.both.clone());
+            let polled = self.sending.poll(&mut Context::from_waker(&waker));
+            match polled {
+                Poll::Ready(Ok(())) => self.is_sending = false,
+                Poll::Ready(Err(russh::Error::SendError)) => {
                     // The session takes no more messages: it has ended, and its owner is about to say why.
+                    self.is_sending = false;
                     self.write_state = WriteState::Lost(why(&self.session));
                 }
-            } else {
-                // A channel that is closed while its window is exhausted would wait for ever.
-                self.inbound.register_writer(cx.waker());
-                if !self.inbound.closed() {
-                    return Poll::Pending;
+                Poll::Ready(Err(error)) => {
+                    (self.is_sending, self.unsent) = (false, true);
+                    let text = format!("the peer's channel takes nothing: {error}");
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, text)));
                 }
-                self.stop_sending();
-                return Poll::Ready(Err(self.closed()));
+                Poll::Pending => {
+                    // A channel that is closed while its window is exhausted would wait for ever.
+                    self.inbound.register_writer(&waker);
+                    if !self.inbound.closed() {
+                        return Poll::Pending;
+                    }
+                    self.stop_sending();
+                    return Poll::Ready(Err(self.closed()));
+                }
+            }
+            if side == Side::Reader {
+                waker.wake();
             }
         }
         match &mut self.write_state {
-            WriteState::Lost(why) => {
-                let gone = ready!(why.as_mut().poll(cx));
+            WriteState::Lost(reason) => {
+                let gone = ready!(reason.as_mut().poll(cx));
+                // It may be asked for again.
+                *reason = why(&self.session);
                 Poll::Ready(Err(self.lost(&gone)))
             }
             _ => Poll::Ready(Ok(())),
@@ -212,7 +272,7 @@ impl TunnelIo {
     }
 
     fn stop_sending(&mut self) {
-        self.is_sending = false;
+        (self.is_sending, self.unsent) = (false, true);
         self.sending.set(std::future::ready(Ok(())));
     }
 
@@ -228,33 +288,49 @@ impl TunnelIo {
     }
 
     /// Sends what is held. Nothing else may be under way.
-    fn send_held(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        self.held_a_turn = false;
+    fn send_held(&mut self, cx: &mut Context<'_>, side: Side) -> io::Result<()> {
+        (self.held_a_turn, self.read_a_turn) = (false, false);
         let data = std::mem::take(&mut self.held).freeze();
         if self.inbound.closed() {
+            self.unsent = true;
             return Err(self.closed());
         }
         let write = self.write.clone();
         self.session.carrier.hand(data.len());
-        self.start_sending(cx, async move { write.send(data).await })
+        self.start_sending(cx, side, async move { write.send(data).await })
     }
 
     fn start_sending(
         &mut self,
         cx: &mut Context<'_>,
+        side: Side,
         future: impl Future<Output = Sent> + Send + 'static,
     ) -> io::Result<()> {
         self.sending.set(future);
         self.is_sending = true;
-        match self.poll_sent(cx) {
+        match self.poll_sent(cx, side) {
             Poll::Ready(result) => result,
             Poll::Pending => Ok(()),
         }
     }
 
+    /// What a writer left behind goes on its way before its answer is waited for. What goes wrong here, the next write,
+    /// flush or shutdown tells.
+    fn push(&mut self, cx: &mut Context<'_>) {
+        if self.is_sending {
+            let _ = self.poll_sent(cx, Side::Reader);
+        } else if self.held_a_turn && !self.read_a_turn {
+            // A flush is under way and goes first; but it may have been given up.
+            self.read_a_turn = true;
+            cx.waker().wake_by_ref();
+        } else if !self.held.is_empty() {
+            let _ = self.send_held(cx, Side::Reader);
+        }
+    }
+
     /// Ready when a write may be taken.
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_sent(cx))?;
+        ready!(self.poll_sent(cx, Side::Writer))?;
         if self.inbound.closed() {
             return Poll::Ready(Err(self.closed()));
         }
@@ -297,17 +373,15 @@ impl AsyncRead for TunnelIo {
                 this.unread.advance(n);
                 return Poll::Ready(Ok(()));
             }
-            if !this.held.is_empty() && !this.held_a_turn {
-                // Nobody flushed what the peer's answer may depend on. What goes wrong here, the next write tells.
-                let _ = this.send_held(cx);
-            }
+            this.push(cx);
             if this.inbound.overflowed() {
                 return Poll::Ready(Err(Self::overflow()));
             }
             match &mut this.read_state {
                 ReadState::Eof => return Poll::Ready(Ok(())),
-                ReadState::Lost(why) => {
-                    let gone = ready!(why.as_mut().poll(cx));
+                ReadState::Lost(reason) => {
+                    let gone = ready!(reason.as_mut().poll(cx));
+                    *reason = why(&this.session);
                     return Poll::Ready(Err(this.lost(&gone)));
                 }
                 ReadState::Open => {
@@ -348,7 +422,7 @@ impl AsyncWrite for TunnelIo {
             this.held.extend_from_slice(&buf[..buf.len().min(room)]);
         }
         if full >= ENOUGH || !(bulk || this.holds_small) {
-            this.send_held(cx)?;
+            this.send_held(cx, Side::Writer)?;
         }
         Poll::Ready(Ok(total))
     }
@@ -358,34 +432,38 @@ impl AsyncWrite for TunnelIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_sent(cx))?;
+        ready!(self.poll_sent(cx, Side::Writer))?;
         if !self.held.is_empty() {
             if !self.held_a_turn {
                 self.held_a_turn = true;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            self.send_held(cx)?;
+            self.send_held(cx, Side::Writer)?;
+            ready!(self.poll_sent(cx, Side::Writer))?;
         }
-        self.poll_sent(cx)
+        if self.unsent { Poll::Ready(Err(self.closed())) } else { Poll::Ready(Ok(())) }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(this.poll_sent(cx))?;
-        if !this.held.is_empty() && !this.inbound.closed() {
-            this.send_held(cx)?;
-            ready!(this.poll_sent(cx))?;
+        ready!(this.poll_sent(cx, Side::Writer))?;
+        if !this.held.is_empty() {
+            this.send_held(cx, Side::Writer)?;
+            ready!(this.poll_sent(cx, Side::Writer))?;
+        }
+        if this.unsent {
+            return Poll::Ready(Err(this.closed()));
         }
         if matches!(this.write_state, WriteState::Open) {
             this.write_state = WriteState::SendingEof;
             // A closed channel has no use for an end-of-file.
             if !this.inbound.closed() {
                 let write = this.write.clone();
-                this.start_sending(cx, async move { write.eof().await })?;
+                this.start_sending(cx, Side::Writer, async move { write.eof().await })?;
             }
         }
-        ready!(this.poll_sent(cx))?;
+        ready!(this.poll_sent(cx, Side::Writer))?;
         this.write_state = WriteState::Eof;
         Poll::Ready(Ok(()))
     }

@@ -31,10 +31,10 @@ const PENDING_OPENS: usize = 64;
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// russh keeps about 3.9 kB for each channel that this side closed first, as long as the session lives. A tunnel that
-/// has closed this many (8 MB) is due for renewal.
-pub(crate) const RENEW_AFTER: u64 = 2048;
+/// has closed this many (4 MB) is due for renewal.
+pub(crate) const RENEW_AFTER: u64 = 1024;
 
-/// The hub ends a tunnel that has closed this many channels (32 MB) and was not renewed: a stock SSH client cannot.
+/// The hub ends a tunnel that has closed this many channels (16 MB) and was not renewed: a stock SSH client cannot.
 pub(crate) const CLOSED_CHANNELS_MAX: u64 = 4 * RENEW_AFTER;
 
 /// How a session's channels are opened, by side.
@@ -106,6 +106,16 @@ impl Session {
         let _ = self.opener.set(opener); // set once, by whoever made the session
     }
 
+    /// How long an open may take.
+    pub(crate) fn open_timeout(&self) -> Duration {
+        self.open_timeout
+    }
+
+    /// Where this session's tasks run.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Opens a channel to the peer's tunnel service.
     ///
     /// The open itself runs in a task of its own: a cancelled open would harm the peer's session. Dropping this future
@@ -134,10 +144,18 @@ impl Session {
             // Nobody may be waiting any more: then the channel is dropped here, which closes it.
             let _ = answer.send(result);
         });
-        match tokio::time::timeout(self.open_timeout, opened).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(self.gone().await),
-            Err(_) => Err(DialError::TimedOut { agent: self.agent.clone(), after: self.open_timeout }),
+        // The caller may be outside of any runtime.
+        let limit = {
+            let _inside = self.runtime.enter();
+            tokio::time::sleep(self.open_timeout)
+        };
+        tokio::select! {
+            biased;
+            opened = opened => match opened {
+                Ok(result) => result,
+                Err(_) => Err(self.gone().await),
+            },
+            () = limit => Err(DialError::TimedOut { agent: self.agent.clone(), after: self.open_timeout }),
         }
     }
 
@@ -200,10 +218,10 @@ impl Session {
     }
 
     /// On an agent: asks the hub to open no more channels, and waits a moment for its answer.
-    pub(crate) async fn take_no_calls(&self) {
+    pub(crate) async fn take_no_calls(&self, limit: Duration) {
         if let Some(Opener::Client(handle)) = self.opener.get() {
             // A hub that does not answer learns of it from the channels that are refused.
-            let _ = tokio::time::timeout(GOODBYE, handle.cancel_streamlocal_forward(TUNNEL_PATH)).await;
+            let _ = tokio::time::timeout(limit.min(GOODBYE), handle.cancel_streamlocal_forward(TUNNEL_PATH)).await;
         }
     }
 

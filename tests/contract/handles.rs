@@ -13,7 +13,7 @@ use crate::common::echo::pb::echo_client::EchoClient;
 use crate::common::echo::pb::echo_server::EchoServer;
 use crate::common::echo::{Echo, payload};
 use crate::common::faults::{agent_tunnel, raw_channel};
-use crate::common::proxy::Cut;
+use crate::common::proxy::{Cut, Way};
 use crate::common::rig::{AGENT, Rig, soon};
 
 /// What a handler that serves `incoming` learns about a call that `caller` makes.
@@ -67,6 +67,47 @@ async fn incoming_ends_with_its_agent_or_hub_and_stays_empty() {
     assert!(soon("the end of the hub's channels", of_hub.next()).await.is_none());
     assert!(soon("nothing more", rig.agent.incoming().next()).await.is_none());
     assert!(soon("nothing more", rig.hub.incoming().next()).await.is_none());
+}
+
+/// The connection for a side's own calls is everybody's, whoever made it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_do_not_depend_on_the_runtime_that_made_the_first() {
+    let rig = Rig::start().await;
+    let mut first = rig.client();
+    let (called, has_called) = tokio::sync::oneshot::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(first.unary(payload("x"))).expect("the first call");
+        called.send(()).expect("the test waits");
+        // The runtime lives on, and nobody turns it.
+        let _ = ended.recv();
+    });
+    soon("the first call", has_called).await.expect("it succeeds");
+
+    soon("a call from elsewhere", rig.client().unary(payload("y"))).await.expect("it succeeds");
+
+    drop(end);
+    thread.join().expect("no panic");
+    soon("a call after its end", rig.client().unary(payload("z"))).await.expect("it succeeds");
+}
+
+#[tokio::test]
+async fn callers_wait_side_by_side_for_a_peer_that_does_not_answer() {
+    let rig = Rig::builder().proxy().hub(|hub| hub.open_timeout(Duration::from_secs(1))).start().await;
+    rig.proxy().stall(Way::Up);
+    let calls = (0..6).map(|_| {
+        let mut client = rig.client();
+        tokio::spawn(async move { client.unary(payload("x")).await })
+    });
+    let calls: Vec<_> = calls.collect();
+
+    let begun = std::time::Instant::now();
+    for call in calls {
+        let status = soon("the end", call).await.expect("no panic").expect_err("nobody answers");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "they waited one after the other: {:?}", begun.elapsed());
 }
 
 /// However small writes wait for one another: what follows them sends them.
