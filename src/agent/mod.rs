@@ -108,13 +108,15 @@ impl Agent {
         } else {
             let ends = Instant::now() + grace;
             let mut telling = JoinSet::new();
-            for session in sessions.iter().cloned() {
+            for session in &sessions {
+                let session = session.clone();
                 telling.spawn(async move { session.take_no_calls(grace).await });
             }
             telling.join_all().await;
             self.shared.login.acceptor.close();
             let mut draining = JoinSet::new();
-            for session in sessions.iter().cloned() {
+            for session in &sessions {
+                let session = session.clone();
                 let left = ends.saturating_duration_since(Instant::now());
                 draining
                     .spawn(async move { session.drain_and_be_closed(left, PEERS_TURN, CloseReason::Shutdown).await });
