@@ -68,7 +68,7 @@ where
     let session = Session::new(parts);
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
-    let stream = WriteBehind::new(Greeted::by_server(stream), carrier.clone());
+    let stream = WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence());
     let result = log_in(stream, &session, agent.as_str(), login).await;
     if result.is_ok() {
         guard.0 = None;
@@ -452,7 +452,6 @@ pub(super) fn end_of(error: &Error, carrier: &Carrier) -> CloseReason {
         return decided.clone();
     }
     match error {
-        Error::KeepaliveTimeout | Error::InactivityTimeout => CloseReason::KeepaliveTimeout,
         Error::Disconnect | Error::HUP | Error::IO(_) | Error::SendError => {
             carrier.reason().unwrap_or(CloseReason::ClosedByPeer { message: None })
         }

@@ -54,11 +54,11 @@ impl TunnelConfig {
         self.rekey_interval = interval.max(Duration::from_secs(1));
     }
 
-    /// russh ends a session that neither reads nor writes for this long. Keepalives end a dead one before that; this
-    /// is for a loop that hangs in a write, which no keepalive can interrupt.
-    fn inactivity(&self) -> Duration {
-        let keepalives = u32::try_from(self.keepalive_max + 1).unwrap_or(u32::MAX);
-        self.keepalive_interval.saturating_mul(keepalives) + Duration::from_secs(5)
+    /// How long a peer may be silent. russh asks, with a keepalive after each interval, and the carrier listens: it knows
+    /// of every byte, and russh only of whole packets.
+    pub(super) fn silence(&self) -> Duration {
+        let intervals = u32::try_from(self.keepalive_max + 1).unwrap_or(u32::MAX);
+        self.keepalive_interval.saturating_mul(intervals)
     }
 
     fn limits(&self) -> Limits {
@@ -127,9 +127,9 @@ pub(super) fn client(config: &TunnelConfig, wanted: HostKeyAlgorithms) -> Arc<cl
         maximum_packet_size: PACKET,
         channel_buffer_size: QUEUE_MESSAGES,
         preferred,
-        inactivity_timeout: Some(config.inactivity()),
+        inactivity_timeout: None,
         keepalive_interval: Some(config.keepalive_interval),
-        keepalive_max: config.keepalive_max,
+        keepalive_max: 0,
         anonymous: false,
         gex: client::GexParams::default(),
         nodelay: true,
@@ -170,9 +170,9 @@ pub(crate) fn server(config: &TunnelConfig, login: &LoginConfig, host_keys: &[Pr
         preferred: preferred(),
         // That attempt counts for russh.
         max_auth_attempts: login.max_auth_attempts + 1,
-        inactivity_timeout: Some(config.inactivity()),
+        inactivity_timeout: None,
         keepalive_interval: Some(config.keepalive_interval),
-        keepalive_max: config.keepalive_max,
+        keepalive_max: 0,
         nodelay: true,
     })
 }

@@ -100,7 +100,7 @@ where
     };
 
     let left = |error: Error| Turned::Left { error: error.to_string().escape_debug().to_string() };
-    let stream = Greeted::by_client(WriteBehind::new(stream, carrier.clone()));
+    let stream = Greeted::by_client(WriteBehind::new(stream, carrier.clone(), door.config.silence()));
     let started = timeout_at(deadline, russh::server::run_stream(door.russh.clone(), stream, handler)).await;
     let mut running = started.map_err(|_| Turned::TimedOut { after })?.map_err(left)?;
 

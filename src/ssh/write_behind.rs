@@ -6,7 +6,8 @@
 //! visible to the channels above ([`Carrier::poll_clear`]), which stop writing while it is more than a small mark, so
 //! that the queue stays short. What the channels have handed to the session counts until the session turns to its
 //! stream again: russh encrypts for as long as there is something to encrypt, and sends nothing meanwhile. A peer that lets it grow to [`QUEUE_CAP`] all the same, or that takes no byte for
-//! [`STALL`], loses the tunnel.
+//! [`STALL`], loses the tunnel; so does one that is silent for too long. Not silent is one from which a byte arrives, or
+//! which takes what has waited for it: behind bulk on a slow path the answer to a keepalive may come late.
 
 use std::io;
 use std::pin::Pin;
@@ -34,6 +35,9 @@ const STALL: Duration = Duration::from_secs(30);
 
 /// How long a deliberate close waits for the goodbye to leave.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long the peer may go on after this side has said its last.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Memory kept for the next burst once the queue is empty.
 const QUEUE_KEEP: usize = 64 * 1024;
@@ -156,10 +160,16 @@ pub(crate) struct WriteBehind<S> {
     /// Runs while something is queued; restarted by every byte that leaves.
     stall: Pin<Box<Sleep>>,
     goodbye: Option<Pin<Box<Sleep>>>,
+    /// How long the peer may be silent, when it last was not, and a timer that runs out no earlier than that is over.
+    silence: Duration,
+    heard: Instant,
+    silent: Pin<Box<Sleep>>,
+    /// Runs once this side has said its last.
+    last_words: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
-    pub(crate) fn new(io: S, carrier: Arc<Carrier>) -> Self {
+    pub(crate) fn new(io: S, carrier: Arc<Carrier>, silence: Duration) -> Self {
         Self {
             io,
             queue: BytesMut::new(),
@@ -168,6 +178,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
             broken: false,
             stall: Box::pin(tokio::time::sleep(STALL)),
             goodbye: None,
+            silence,
+            heard: Instant::now(),
+            silent: Box::pin(tokio::time::sleep(silence)),
+            last_words: None,
+        }
+    }
+
+    /// Ready when the peer has been silent for too long.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.silent.as_mut().poll(cx));
+            let due = self.heard + self.silence;
+            if Instant::now() >= due {
+                return Poll::Ready(());
+            }
+            self.silent.as_mut().reset(due);
         }
     }
 
@@ -185,7 +211,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
                 Poll::Ready(Ok(0)) => self.give_up_writing(&io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => {
                     self.queue.advance(n);
-                    self.stall.as_mut().reset(Instant::now() + STALL);
+                    self.heard = Instant::now();
+                    self.stall.as_mut().reset(self.heard + STALL);
                     self.publish();
                 }
                 Poll::Ready(Err(error)) => self.give_up_writing(&error),
@@ -240,6 +267,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check()?;
+        if this.last_words.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Ok(()));
+        }
         if !this.queue.is_empty()
             && let Poll::Ready(drained) = this.poll_drain(cx)
         {
@@ -250,6 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
         match this.ahead.poll_read(&mut this.io, cx, buf) {
             Poll::Ready(result) => {
                 this.note(result)?;
+                this.heard = Instant::now();
                 if buf.filled().len() == before {
                     this.carrier.saw(CloseReason::ClosedByPeer { message: None });
                 }
@@ -263,7 +294,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
                 drop(reader);
                 // A kill between the check above and the waker's registration must not be lost.
                 this.check()?;
-                Poll::Pending
+                ready!(this.poll_silence(cx));
+                this.carrier.blame(CloseReason::KeepaliveTimeout);
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
         }
     }
@@ -315,6 +348,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
                 ready!(this.poll_drain(cx))?;
             }
         }
+        this.last_words.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WORDS)));
         // A socket that is gone already needs no shutdown, and what ended the session is known.
         let _ = ready!(Pin::new(&mut this.io).poll_shutdown(cx));
         Poll::Ready(Ok(()))
@@ -334,11 +368,13 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+    const SILENCE: Duration = Duration::from_secs(40);
+
     #[tokio::test]
     async fn write_never_waits_and_reads_send_the_rest() {
         let (near, mut far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         let sent = vec![7; 1024 * 1024];
         // Nobody reads at the far end, and the write still returns.
         stream.write_all(&sent).await.unwrap();
@@ -362,7 +398,7 @@ mod tests {
     async fn backlog_is_visible_until_it_is_short() {
         let (near, mut far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         stream.write_all(&vec![7; QUEUE_MARK + 4096]).await.unwrap();
         let clear = tokio::spawn({
             let carrier = carrier.clone();
@@ -383,7 +419,7 @@ mod tests {
     async fn what_the_session_was_handed_counts_until_it_turns_to_its_stream() {
         let (near, _far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         let session = tokio::spawn(async move { stream.read(&mut [0]).await });
         tokio::task::yield_now().await;
         carrier.hand(QUEUE_MARK + 1);
@@ -398,7 +434,7 @@ mod tests {
     async fn goodbye_is_read_though_the_peer_takes_nothing_any_more() {
         let (near, mut far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         far.write_all(b"bye").await.unwrap();
         drop(far);
         stream.write_all(&[7; 4096]).await.unwrap();
@@ -413,7 +449,7 @@ mod tests {
     async fn peer_that_never_reads_loses_the_tunnel() {
         let (near, _far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         stream.write_all(&[7; 4096]).await.unwrap();
         let started = Instant::now();
         let error = stream.read(&mut [0]).await.unwrap_err();
@@ -422,11 +458,50 @@ mod tests {
         assert!(matches!(carrier.reason(), Some(CloseReason::Stalled { .. })));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn silent_peer_loses_the_tunnel_and_one_that_takes_what_waits_does_not() {
+        let (near, mut far) = duplex(1024);
+        let carrier = Arc::new(Carrier::default());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        stream.write_all(&[7; 10 * 1024]).await.unwrap();
+        let started = Instant::now();
+        let taking = tokio::spawn(async move {
+            for _ in 0..9 {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                far.read_exact(&mut [0; 1024]).await.unwrap();
+            }
+            far
+        });
+        let error = stream.read(&mut [0]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(matches!(carrier.reason(), Some(CloseReason::KeepaliveTimeout)));
+        // The last byte that had waited left at the ninth turn.
+        assert_eq!(started.elapsed().as_secs(), 9 * 20 + SILENCE.as_secs());
+        drop(taking);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peer_that_never_stops_talking_is_left_after_the_last_word() {
+        let (near, mut far) = duplex(1024);
+        let mut stream = WriteBehind::new(near, Arc::default(), SILENCE);
+        let talking = tokio::spawn(async move {
+            while far.write_all(b"and another thing").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        stream.shutdown().await.unwrap();
+        let started = Instant::now();
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.unwrap();
+        assert_eq!(started.elapsed().as_secs(), LAST_WORDS.as_secs());
+        drop(stream);
+        talking.await.unwrap();
+    }
+
     #[tokio::test]
     async fn queue_has_a_cap() {
         let (near, _far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         let error = stream.write_all(&vec![7; QUEUE_CAP + 4096]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
         assert!(matches!(carrier.reason(), Some(CloseReason::Stalled { .. })));
@@ -436,7 +511,7 @@ mod tests {
     async fn kill_wakes_a_waiting_read() {
         let (near, _far) = duplex(1024);
         let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone());
+        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
         let reading = tokio::spawn(async move { stream.read(&mut [0]).await });
         tokio::task::yield_now().await;
         carrier.kill(CloseReason::ClosedLocally);
