@@ -68,7 +68,7 @@ where
     let session = Session::new(parts);
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
-    let stream = WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence());
+    let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence()));
     let result = log_in(stream, &session, agent.as_str(), login).await;
     if result.is_ok() {
         guard.0 = None;
@@ -88,7 +88,7 @@ impl Drop for KillOnDrop {
 }
 
 async fn log_in<S>(
-    stream: WriteBehind<Greeted<S>>,
+    stream: Box<WriteBehind<Greeted<S>>>,
     session: &Arc<Session>,
     user: &str,
     login: &Login,

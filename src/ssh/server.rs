@@ -100,7 +100,8 @@ where
     };
 
     let left = |error: Error| Turned::Left { error: error.to_string().escape_debug().to_string() };
-    let stream = Greeted::by_client(WriteBehind::new(stream, carrier.clone(), door.config.silence()));
+    // russh keeps room for its stream at every step of the login, for as long as the session lives: a box is small.
+    let stream = Box::new(Greeted::by_client(WriteBehind::new(stream, carrier.clone(), door.config.silence())));
     let started = timeout_at(deadline, russh::server::run_stream(door.russh.clone(), stream, handler)).await;
     let mut running = started.map_err(|_| Turned::TimedOut { after })?.map_err(left)?;
 
