@@ -158,8 +158,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
             () = worn_out(&session, renew_at) => {
                 let renewed = tokio::select! {
                     () = shared.stopped() => return,
-                    // Lost meanwhile: that comes first.
-                    _ = session.closed() => continue,
+                    // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
                     renewed = shared.connect_once() => renewed,
                 };
                 match renewed {
