@@ -46,9 +46,9 @@ impl SharedConnection {
             cell.clone()
         };
         // One that is refused leaves it to the next in line: none of them waits longer than for one attempt.
-        match tokio::time::timeout(session.open_timeout(), cell.get_or_try_init(|| connect(session))).await {
+        match tokio::time::timeout(session.open_timeout, cell.get_or_try_init(|| connect(session))).await {
             Ok(connected) => connected.cloned(),
-            Err(_) => Err(DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout() }),
+            Err(_) => Err(DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout }),
         }
     }
 
@@ -60,7 +60,7 @@ impl SharedConnection {
 
 /// Connects on the session's own runtime: the caller's may end, or stand still, while others use the connection.
 async fn connect(session: &Arc<Session>) -> Result<SendRequest<Body>, DialError> {
-    let connecting = session.runtime().spawn(handshake(session.clone()));
+    let connecting = session.runtime.spawn(handshake(session.clone()));
     match connecting.await {
         Ok(connected) => connected,
         Err(_) => Err(DialError::Disconnected { agent: session.agent.clone(), gone: session.closed().await }),

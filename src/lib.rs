@@ -117,10 +117,10 @@
 //! A cable that is pulled says nothing. Both sides ask a silent peer every 10 s whether it lives, and end the tunnel after
 //! three unanswered questions, so within 40 s ([`AgentBuilder::keepalive`], [`HubBuilder::keepalive`]). Every byte that
 //! arrives is an answer, and so is one that is taken after it had to wait: behind bulk on a slow path the answers come
-//! late. A peer that lives but takes no byte for 30 s while some are waiting loses its tunnel too. Calls in flight then fail `UNAVAILABLE`, with
-//! the agent and the [`CloseReason`]; through tonic's own channel, [`Tunnel::explain`] puts the same name to them. A
-//! [`stats::DisconnectDetector`] tells of the end of one connection. Under all this lie TCP keepalive, from 60 s of
-//! silence, and, on Linux, an end after 60 s without acknowledgement.
+//! late. A peer that lives but takes no byte for 30 s while some are waiting loses its tunnel too. Calls in flight then
+//! fail `UNAVAILABLE`, with the agent and the [`CloseReason`]; through tonic's own channel, [`Tunnel::explain`] puts the
+//! same name to them. A [`stats::DisconnectDetector`] tells of the end of one connection. Under all this lie TCP
+//! keepalive, from 60 s of silence, and, on Linux, an end after 60 s without acknowledgement.
 //!
 //! # Limits and memory
 //! Every queue has a bound, and what goes over it loses the smallest thing that helps: a channel before its tunnel, a

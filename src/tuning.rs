@@ -117,7 +117,7 @@ const _: () = {
 /// Sets up an endpoint for calls through a tunnel: windows, headers, resets and PING, with the values of this module.
 ///
 /// Everything else stays as it is, and what is set afterwards on the result wins. Frame size is left at HTTP/2's
-/// 16 KiB: heads are 0.05 % of that, and a small call waits for at most one frame of a large one. Adaptive windows are
+/// 16 KiB: heads are 0.05 % of that, and four of them share an SSH packet. Adaptive windows are
 /// switched off, because they would start from 64 KiB and override the windows.
 ///
 /// ```

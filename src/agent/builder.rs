@@ -87,8 +87,8 @@ impl AgentBuilder {
     }
 
     /// How many bytes a channel may have under way towards this side. Default: 32 MiB, enough for one stream to fill
-    /// 1 Gbit/s at 100 ms. A hub can make the agent hold twice this unread. Below 8 MiB, three or
-    /// more saturated channels at once can end the tunnel when its keys are renewed.
+    /// 1 Gbit/s at 100 ms. A hub can make the agent hold twice this unread. Below 8 MiB, three or more
+    /// saturated channels at once can end the tunnel when its keys are renewed.
     pub fn window(mut self, bytes: u32) -> Self {
         self.config.set_window(bytes);
         self

@@ -19,8 +19,8 @@ use crate::tunnel::TunnelId;
 /// How long a tunnel that was renewed may finish its calls.
 const RENEWED_DRAIN: Duration = Duration::from_secs(600);
 
-/// How long an idle tunnel that the hub should close is left to it.
-const PEERS_TURN: Duration = Duration::from_secs(10);
+/// How long such a tunnel, once idle, is left to the hub to close.
+const RENEWED_TURN: Duration = Duration::from_secs(10);
 
 /// How long to leave a hub alone that did not take a renewal.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
@@ -169,7 +169,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                         adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
                         // When the agent stops, this ends, and what is still being drained is the agent's to close.
-                        draining.spawn(async move { old.drain_and_be_closed(RENEWED_DRAIN, PEERS_TURN, CloseReason::Replaced).await });
+                        draining.spawn(async move { old.drain_and_be_closed(RENEWED_DRAIN, RENEWED_TURN, CloseReason::Replaced).await });
                     }
                     Err(error) => {
                         tracing::warn!(agent = %shared.id, error = &error as &dyn std::error::Error, "tunnel not renewed");

@@ -129,7 +129,7 @@ pub(super) fn client(config: &TunnelConfig, wanted: HostKeyAlgorithms) -> Arc<cl
         preferred,
         inactivity_timeout: None,
         keepalive_interval: Some(config.keepalive_interval),
-        keepalive_max: 0,
+        keepalive_max: 0, // no limit of its own: see `TunnelConfig::silence`
         anonymous: false,
         gex: client::GexParams::default(),
         nodelay: true,
@@ -172,7 +172,7 @@ pub(crate) fn server(config: &TunnelConfig, login: &LoginConfig, host_keys: &[Pr
         max_auth_attempts: login.max_auth_attempts + 1,
         inactivity_timeout: None,
         keepalive_interval: Some(config.keepalive_interval),
-        keepalive_max: 0,
+        keepalive_max: 0, // no limit of its own: see `TunnelConfig::silence`
         nodelay: true,
     })
 }

@@ -56,10 +56,10 @@ pub(crate) struct Session {
     pub(super) carrier: Arc<Carrier>,
     pub(super) ledger: Ledger,
     /// Runs what must outlive its caller, also when that caller has no runtime of its own.
-    pub(super) runtime: Handle,
+    pub(crate) runtime: Handle,
     opener: OnceLock<Opener>,
     opens: Semaphore,
-    open_timeout: Duration,
+    pub(crate) open_timeout: Duration,
     draining: AtomicBool,
     closed_channels: AtomicU64,
     channels: watch::Sender<usize>,
@@ -104,16 +104,6 @@ impl Session {
 
     pub(super) fn set_opener(&self, opener: Opener) {
         let _ = self.opener.set(opener); // set once, by whoever made the session
-    }
-
-    /// How long an open may take.
-    pub(crate) fn open_timeout(&self) -> Duration {
-        self.open_timeout
-    }
-
-    /// Where this session's tasks run.
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
     }
 
     /// Opens a channel to the peer's tunnel service.
