@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -17,9 +17,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, Sleep};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::connector::{DialError, Route};
@@ -131,15 +131,15 @@ impl TunnelChannel {
     async fn send(self, mut request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
         self.prepare(&mut request);
         let deadline = timeout_of(request.headers()).map(|timeout| Instant::now() + timeout);
-        let (session, mut response) = match deadline {
-            None => self.send_once_or_twice(request).await?,
-            Some(at) => match tokio::time::timeout_at(at, self.send_once_or_twice(request)).await {
-                Ok(sent) => sent?,
-                Err(_) => return Err(expired()),
-            },
+        let sent = match deadline {
+            None => self.send_once_or_twice(request).await,
+            Some(at) => {
+                tokio::time::timeout_at(at, self.send_once_or_twice(request)).await.unwrap_or_else(|_| Err(expired()))
+            }
         };
+        let (session, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
+        mend(response.headers_mut(), deadline);
         let deadline = deadline.map(tokio::time::sleep_until);
-        drop_bad_details(response.headers_mut());
         Ok(response.map(|incoming| ResponseBody { incoming: Some(incoming), deadline, session }))
     }
 
@@ -192,8 +192,30 @@ impl fmt::Debug for TunnelChannel {
     }
 }
 
+const EXPIRED: &str = "the call's deadline passed";
+
 fn expired() -> Status {
-    Status::deadline_exceeded("the call's deadline passed")
+    Status::deadline_exceeded(EXPIRED)
+}
+
+/// The peer watches the deadline as well, and may call its end `CANCELLED` (tonic's server does): whichever end saw it
+/// first, the caller is told the same.
+fn status_at_deadline(status: Status, deadline: Option<Instant>) -> Status {
+    if status.code() == Code::Cancelled && has_passed(deadline) { expired() } else { status }
+}
+
+fn has_passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|at| Instant::now() >= at)
+}
+
+/// Makes a peer's headers or trailers what the caller should see.
+fn mend(headers: &mut HeaderMap, deadline: Option<Instant>) {
+    drop_bad_details(headers);
+    let cancelled = headers.get(Status::GRPC_STATUS).is_some_and(|code| code == "1");
+    if cancelled && has_passed(deadline) {
+        headers.insert(Status::GRPC_STATUS, HeaderValue::from_static("4"));
+        headers.insert(Status::GRPC_MESSAGE, HeaderValue::from_static(EXPIRED));
+    }
 }
 
 /// An HTTP/2 failure as the caller should see it: a lost tunnel by its name, anything else as tonic maps it.
@@ -243,16 +265,17 @@ impl http_body::Body for ResponseBody {
         let mut this = self.project();
         let Some(incoming) = this.incoming.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = incoming.poll_frame(cx) {
+            let deadline = this.deadline.as_ref().as_pin_ref().map(|deadline| deadline.deadline());
             return Poll::Ready(match frame {
                 Some(Ok(mut frame)) => {
                     if let Some(trailers) = frame.trailers_mut() {
-                        drop_bad_details(trailers);
+                        mend(trailers, deadline);
                     }
                     Some(Ok(frame))
                 }
                 Some(Err(error)) => {
                     this.incoming.set(None);
-                    Some(Err(failed(this.session, error)))
+                    Some(Err(status_at_deadline(failed(this.session, error), deadline)))
                 }
                 None => None,
             });

@@ -4,13 +4,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::echo::{Counts, Digest, Echo, assert_details, client, pattern, payload, pb};
+use common::echo::{Counts, Digest, Echo, assert_details, client, pattern, payload, pb, steered};
 use pb::{Payload, echo_client::EchoClient};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{
-    Code, Request,
-    metadata::{AsciiMetadataKey, BinaryMetadataValue},
+    Code,
+    metadata::BinaryMetadataValue,
     transport::{Channel, Endpoint, Server},
 };
 
@@ -22,14 +22,6 @@ async fn rig() -> (Echo, EchoClient<Channel>) {
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     (echo, client(channel))
-}
-
-fn steered<T>(message: T, steering: &[(&'static str, &str)]) -> Request<T> {
-    let mut request = Request::new(message);
-    for (key, value) in steering {
-        request.metadata_mut().insert(AsciiMetadataKey::from_static(key), value.parse().unwrap());
-    }
-    request
 }
 
 #[tokio::test]

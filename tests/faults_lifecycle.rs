@@ -14,10 +14,10 @@ use std::{
 
 use common::{
     child::{self, Keys},
-    echo::{Echo, payload, pb::echo_client::EchoClient},
+    echo::{Echo, payload, pb::echo_client::EchoClient, steered},
     faults::{
-        alone, assert_unavailable, call, client, end_unavailable, in_flight, resident, sockets_at, steered, successor,
-        until, within,
+        alone, assert_unavailable, call, client, end_unavailable, in_flight, resident, sockets_at, successor, until,
+        within,
     },
     proxy::{Cut, Proxy, Way},
     rig::{AGENT, BRISK, Rig, serve, soon},

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{
     child::{self, Keys},
-    echo::{Digest, pattern, payload},
-    faults::{call, client, end_unavailable, in_flight, noticed, steered, successor, within},
+    echo::{Digest, pattern, payload, steered},
+    faults::{call, client, end_unavailable, in_flight, noticed, successor, within},
     netns::{CLOUD, Nat},
     peers::require_root_netns,
     proxy::{Cut, Way},

@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::echo::{self, Digest, Echo, pattern, payload, pb::Payload};
-use common::faults::{Client, client, steered};
+use common::echo::{self, Digest, Echo, pattern, payload, pb::Payload, steered};
+use common::faults::{Client, client};
 use common::peers::{Peer, go_peer, require_program, ssh_keygen};
 use common::rig::{AGENT, serve, soon};
 use dialback::{Agent, AgentBuilder, AllowedKeys, ConnectError, ForwardRequest, HostKeys, Hub, PrivateKey, PublicKey};

@@ -27,7 +27,11 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::{AsciiMetadataKey, MetadataMap},
+    transport::Channel,
+};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::mirror::Mirror;
@@ -48,6 +52,16 @@ const MAX_MESSAGE: usize = 64 << 20;
 
 /// How long a test waits for an [`Echo`] to see something before it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request with metadata that tells an [`Echo`] what to do.
+pub fn steered<T>(message: T, steering: &[(&'static str, &str)]) -> Request<T> {
+    let mut request = Request::new(message);
+    for (key, value) in steering {
+        let value = value.parse().expect("a metadata value");
+        request.metadata_mut().append(AsciiMetadataKey::from_static(key), value);
+    }
+    request
+}
 
 /// An Echo service and what it has seen; clones share both.
 #[derive(Clone, Debug, Default)]

@@ -14,12 +14,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::StreamExt;
-use tonic::{Code, Request, Status, Streaming, metadata::AsciiMetadataKey};
+use tonic::{Code, Status, Streaming};
 
 use super::{
     echo::{
         pattern, payload,
         pb::{Payload, echo_client::EchoClient},
+        steered,
     },
     rig::{AGENT, Rig, soon},
 };
@@ -30,15 +31,6 @@ pub type Client = EchoClient<TunnelChannel>;
 /// A client for whatever tunnel the agent of every rig has.
 pub fn client(hub: &Hub) -> Client {
     EchoClient::new(hub.channel(AGENT).expect("an id")).max_decoding_message_size(64 << 20)
-}
-
-/// A request that tells the echo service what to do.
-pub fn steered<T>(message: T, steering: &[(&'static str, &str)]) -> Request<T> {
-    let mut request = Request::new(message);
-    for (key, value) in steering {
-        request.metadata_mut().insert(AsciiMetadataKey::from_static(key), value.parse().expect("a metadata value"));
-    }
-    request
 }
 
 /// Runs a future that has to end within `limit`, and says how long it took.

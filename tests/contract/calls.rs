@@ -10,9 +10,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::BinaryMetadataValue;
 use tonic::{Code, Status};
 
-use crate::common::echo::{Counts, Digest, assert_details, pattern, payload};
+use crate::common::echo::{Counts, Digest, assert_details, pattern, payload, steered};
 use crate::common::rig::soon;
-use crate::ways::{Way, steered};
+use crate::ways::Way;
 
 pub async fn unary_answers_what_was_sent(way: Way) {
     let mut line = way.start().await;

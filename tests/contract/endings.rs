@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::common::echo::payload;
 use crate::common::echo::pb::Payload;
 use crate::common::echo::pb::echo_client::EchoClient;
+use crate::common::echo::{payload, steered};
 use crate::common::proxy::Cut;
 use crate::common::rig::{AGENT, Rig, soon};
-use crate::ways::{AnyChannel, Line, Way, steered};
+use crate::ways::{AnyChannel, Line, Way};
 
 /// Longer than any test waits: a shutdown that ends sooner did not need it.
 const LONG: Duration = Duration::from_secs(60);

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 
 use crate::common::echo::pb::echo_client::EchoClient;
 use crate::common::echo::pb::echo_server::EchoServer;
-use crate::common::echo::{Echo, payload};
+use crate::common::echo::{Echo, payload, steered};
 use crate::common::faults::{agent_tunnel, raw_channel};
 use crate::common::proxy::{Cut, Way};
 use crate::common::rig::{AGENT, Rig, soon};
@@ -90,6 +90,31 @@ async fn calls_do_not_depend_on_the_runtime_that_made_the_first() {
     drop(end);
     thread.join().expect("no panic");
     soon("a call after its end", rig.client().unary(payload("z"))).await.expect("it succeeds");
+}
+
+/// The peer watches the deadline as well, and a tonic server calls its end "cancelled".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadline_is_one_whichever_end_saw_it_first() {
+    let rig = Rig::start().await;
+    let mut client = rig.client();
+    soon("a call", client.unary(payload("x"))).await.expect("the connection stands");
+    let mut request = steered(payload(""), &[("echo-hang", "1")]);
+    request.set_timeout(Duration::from_millis(100));
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut call = std::pin::pin!(client.unary(request));
+            assert!(futures_poll(call.as_mut()).await.is_none(), "an answer at once");
+            // This caller is held up for so long that it finds both: the peer's answer and its own alarm.
+            std::thread::sleep(Duration::from_millis(500));
+            call.await
+        })
+    });
+    rig.echo.wait_until("the end of the handler", |counts| counts.cancelled == 1).await;
+
+    let status = thread.join().expect("no panic").expect_err("a status");
+
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }
 
 #[tokio::test]

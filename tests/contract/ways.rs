@@ -6,7 +6,6 @@ use dialback::TunnelChannel;
 use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::metadata::AsciiMetadataKey;
 use tonic::transport::Channel;
 use tower::util::BoxCloneService;
 use tower::{Service, ServiceExt};
@@ -95,14 +94,4 @@ where
     BoxCloneService::new(
         channel.map_response(|response| response.map(Body::new)).map_err(|error| Status::from_error(error.into())),
     )
-}
-
-/// A request with metadata that tells the Echo what to do.
-pub fn steered<T>(message: T, steering: &[(&'static str, &str)]) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    for (key, value) in steering {
-        let value = value.parse().expect("a metadata value");
-        request.metadata_mut().append(AsciiMetadataKey::from_static(key), value);
-    }
-    request
 }
