@@ -11,7 +11,7 @@ use common::{
     echo::{Digest, pattern, payload, steered},
     faults::{call, client, end_unavailable, in_flight, noticed, successor, within},
     netns::{CLOUD, Nat},
-    peers::require_root_netns,
+    peers::{require_program, require_root_netns},
     proxy::{Cut, Way},
     rig::{AGENT, Rig, RigBuilder, soon},
 };
@@ -147,6 +147,38 @@ async fn agent_finds_the_hub_that_took_a_vanished_ones_address() {
     within(8 * SECOND - begun.elapsed(), "the agent at the new hub", new.wait_for(AGENT)).await.0.unwrap();
     call(&mut client(&new)).await;
     eprintln!("A2 half-open: at the new hub after {:?}", begun.elapsed());
+}
+
+/// A hub's name may come to mean another address while its agents are running.
+#[tokio::test]
+async fn agent_resolves_the_hubs_name_again_each_time() {
+    if !require_root_netns() || !require_program("unshare") {
+        return;
+    }
+    let keys = Keys::new();
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = dir.path().join("hosts");
+    let points_at = |address: &str| std::fs::write(&hosts, format!("{address} hub.test\n")).unwrap();
+    let old = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let port = old.local_addr().port();
+    points_at("127.0.0.1");
+    // The agent has an /etc/hosts of its own.
+    let own_hosts = |program| {
+        let mut command = std::process::Command::new("unshare");
+        let script = "mount --bind \"$HOSTS\" /etc/hosts && exec \"$0\" \"$@\"";
+        command.args(["--mount", "sh", "-c", script]).arg(program).env("HOSTS", &hosts);
+        command
+    };
+    let mut agent = child::start_by(own_hosts, keys.agent_process(&format!("hub.test:{port}")));
+    agent.line("ready").await;
+    soon("the agent at the old address", old.wait_for(AGENT)).await.unwrap();
+
+    let new = keys.hub().bind(("127.0.0.2", port)).await.unwrap();
+    points_at("127.0.0.2");
+    old.shutdown(Duration::ZERO).await;
+
+    soon("the agent at the new address", new.wait_for(AGENT)).await.unwrap();
+    call(&mut client(&new)).await;
 }
 
 /// A2, on real interfaces: the router drops packets, acknowledgements too.

@@ -106,7 +106,7 @@ async fn what_could_not_be_sent_is_told() {
         near.write_all(b"lost").await.expect("taken");
         drop(far);
         // Until the close has arrived.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         if read_first {
             let end = soon("the end", near.read(&mut [0; 4])).await;
             assert_eq!(end.expect("an end"), 0);
