@@ -77,7 +77,7 @@ async fn flush_that_is_given_up_keeps_nothing_back() {
 #[tokio::test]
 async fn reads_carry_on_what_a_writer_left_behind() {
     // Two packets use the window up, and the rest is nobody's but the reader's.
-    let rig = Rig::builder().agent(|agent| agent.window(136 << 10)).start().await;
+    let rig = Rig::builder().agent(|agent| agent.window(2 * 65_535)).start().await;
     let (mut near, mut far) = pair(&rig).await;
     const REQUEST: usize = 160 << 10;
     const ROUNDS: usize = 20;

@@ -73,9 +73,9 @@ impl TunnelConfig {
 /// ChaCha20-Poly1305 counts packets in 32 bits, and a packet carries at least a byte of what is counted here.
 const REKEY_BYTES: usize = 4 << 30;
 
-/// The most that one packet carries: four full HTTP/2 frames (16 KiB) with their heads, for what a packet costs does not
-/// depend on its size. RFC 4253 §6.1 lets both ends announce more than 32 KiB.
-pub(super) const PACKET: u32 = 68 * 1024;
+/// The most that one packet carries: almost four full HTTP/2 frames (16 KiB), for what a packet costs does not depend on
+/// its size. RFC 4253 §6.1 lets both ends announce more than 32 KiB; of more than this russh complains in the log.
+pub(super) const PACKET: u32 = 65_535;
 
 const SSH_ID: &str = concat!("SSH-2.0-dialback_", env!("CARGO_PKG_VERSION"));
 

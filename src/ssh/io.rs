@@ -132,7 +132,7 @@ impl Wake for Both {
 /// [`io::ErrorKind::OutOfMemory`].
 ///
 /// # Writing
-/// One write takes at most 68 KiB. A write waits while the peer's window is closed or while more than 256 KiB of the
+/// One write takes less than 64 KiB. A write waits while the peer's window is closed or while more than 256 KiB of the
 /// tunnel wait for the network. Flushing waits until the session has taken what was written; shutting down sends
 /// end-of-file.
 ///
@@ -159,6 +159,8 @@ pub struct TunnelIo {
     is_sending: bool,
     /// What was written and not sent yet.
     held: BytesMut,
+    /// The last write was cut in two by the end of a packet.
+    cut: bool,
     /// Small writes wait for one another, too.
     holds_small: bool,
     /// A flush has given the writer a turn to add to what is held.
@@ -196,6 +198,7 @@ impl TunnelIo {
             sending: ReusableBoxFuture::new(std::future::ready(Ok(()))),
             is_sending: false,
             held: BytesMut::new(),
+            cut: false,
             holds_small: false,
             held_a_turn: false,
             read_a_turn: false,
@@ -410,12 +413,15 @@ impl AsyncWrite for TunnelIo {
         let this = &mut *self;
         ready!(this.poll_writable(cx))?;
         let room = WRITE_MAX - this.held.len();
-        let total = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(room);
+        let offered = bufs.iter().map(|buf| buf.len()).sum::<usize>();
+        let total = offered.min(room);
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
         let full = this.held.len() + total;
-        let bulk = total >= BULK;
+        // The rest of a write that the end of a packet cut in two is as much part of something large.
+        let bulk = total >= BULK || this.cut;
+        this.cut = total < offered;
         this.held.reserve(if bulk && this.held.is_empty() { WRITE_MAX } else { total });
         for buf in bufs {
             let room = full - this.held.len();
