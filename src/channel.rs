@@ -148,12 +148,12 @@ impl TunnelChannel {
         mut request: Request<Body>,
     ) -> Result<(Arc<Session>, Response<Incoming>), Status> {
         let mut retried = false;
+        let mut session = self.route.session()?;
         loop {
-            let session = self.route.session()?;
             let mut sender = match session.shared.get(&session).await {
-                // The tunnel was renewed since the route was asked: ask again.
-                Err(DialError::Draining { .. }) if !retried => {
+                Err(error) if error.may_be_renewal() && !retried => {
                     retried = true;
+                    session = self.route.successor(&session).await.ok_or(error)?;
                     continue;
                 }
                 sender => sender?,
@@ -164,6 +164,7 @@ impl TunnelChannel {
                     Some(unsent) if !retried => {
                         retried = true;
                         request = unsent;
+                        session = self.route.session()?;
                     }
                     _ => return Err(failed(&session, error.into_error())),
                 },
@@ -264,9 +265,14 @@ impl http_body::Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut this = self.project();
         let Some(incoming) = this.incoming.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let deadline = this.deadline.as_ref().as_pin_ref().map(|deadline| deadline.deadline());
         if let Poll::Ready(frame) = incoming.poll_frame(cx) {
-            let deadline = this.deadline.as_ref().as_pin_ref().map(|deadline| deadline.deadline());
             return Poll::Ready(match frame {
+                // A peer that is always ahead of its reader may not go on for ever; the end of a call is welcome late.
+                Some(Ok(frame)) if frame.is_data() && has_passed(deadline) => {
+                    this.incoming.set(None);
+                    Some(Err(expired()))
+                }
                 Some(Ok(mut frame)) => {
                     if let Some(trailers) = frame.trailers_mut() {
                         mend(trailers, deadline);

@@ -71,6 +71,13 @@ pub enum DialError {
     },
 }
 
+impl DialError {
+    /// Whether the reason may be that the tunnel is being renewed: then the new one is to be dialled.
+    pub(crate) fn may_be_renewal(&self) -> bool {
+        matches!(self, Self::Draining { .. } | Self::Rejected { .. } | Self::Disconnected { .. })
+    }
+}
+
 impl From<DialError> for tonic::Status {
     fn from(error: DialError) -> Self {
         let mut status = Self::unavailable(error.to_string());
@@ -79,9 +86,21 @@ impl From<DialError> for tonic::Status {
     }
 }
 
+pub(crate) type Successor<'a> = Pin<Box<dyn Future<Output = Option<Arc<Session>>> + Send + 'a>>;
+
 /// Finds the tunnel to dial, at each dial.
 pub(crate) trait Route: Send + Sync {
     fn session(&self) -> Result<Arc<Session>, DialError>;
+
+    /// The tunnel that has taken the place of one that refused a dial, or is about to; none if that one has no successor.
+    fn successor<'a>(&'a self, of: &'a Session) -> Successor<'a> {
+        Box::pin(std::future::ready(next_after(of, self.session())))
+    }
+}
+
+/// What was found, if it is another tunnel.
+pub(crate) fn next_after(old: &Session, found: Result<Arc<Session>, DialError>) -> Option<Arc<Session>> {
+    found.ok().filter(|new| new.id != old.id)
 }
 
 /// One tunnel and no other.
@@ -121,8 +140,10 @@ impl Connector {
     pub async fn dial(&self) -> Result<TunnelIo, DialError> {
         let session = self.route.session()?;
         match session.open().await {
-            // The tunnel was renewed since the route was asked: ask again.
-            Err(DialError::Draining { .. }) => self.route.session()?.open().await,
+            Err(error) if error.may_be_renewal() => match self.route.successor(&session).await {
+                Some(successor) => successor.open().await,
+                None => Err(error),
+            },
             opened => opened,
         }
     }

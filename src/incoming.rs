@@ -81,9 +81,11 @@ impl Acceptor {
         Incoming(receiver)
     }
 
-    /// Ends the stream.
+    /// Ends the stream. Channels that wait for a stream nobody has asked for are closed.
     pub(crate) fn close(&self) {
-        self.state().sender = None;
+        let mut state = self.state();
+        state.sender = None;
+        state.first = None;
     }
 
     /// Reserves the place for one channel.

@@ -11,8 +11,10 @@ use common::rig::{AGENT, soon};
 use dialback::{Agent, AllowedKeys, DialError, HostKeys, Hub, PrivateKey};
 use russh::keys::PrivateKeyWithHashAlg;
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, Error, Pty, Sig, client, server};
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
 
 /// A hub, and a raw client that has logged in and asked to be called.
 async fn hub_and_client() -> (Hub, Dialled) {
@@ -86,6 +88,34 @@ async fn hub_refuses_more_channels_than_it_allows() {
 
     assert!(matches!(fourth, Err(Error::ChannelOpenFailure(ChannelOpenFailure::ResourceShortage))));
     open[0].close().await.expect("close");
+    soon("room", async { while handle.channel_open_direct_streamlocal("/grpc-tunnel").await.is_err() {} }).await;
+}
+
+/// A channel that was dropped with bytes left to send, for which the peer has no room, is still a channel.
+#[tokio::test]
+async fn channels_that_linger_count_among_those_allowed() {
+    let (key, ours) = raw::key();
+    let allowed = AllowedKeys::new().allow(AGENT, ours.public_key()).expect("an id");
+    let hub = Hub::builder(PrivateKey::generate()).authorizer(allowed).max_channels(8);
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let mut incoming = hub.incoming();
+    tokio::spawn(async move {
+        while let Some(Ok(mut io)) = incoming.next().await {
+            io.write_all(&[7; 60_000]).await.expect("it is kept");
+        }
+    });
+    let config = client::Config { window_size: 1, ..client::Config::default() };
+    let Dialled { handle, .. } = raw::log_in_with(config, hub.local_addr(), AGENT, &key).await;
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        open.extend(soon("an answer", handle.channel_open_direct_streamlocal("/grpc-tunnel")).await);
+    }
+
+    assert_eq!(open.len(), 8);
+    // Those that the peer closes are done with.
+    for channel in &open {
+        channel.close().await.expect("close");
+    }
     soon("room", async { while handle.channel_open_direct_streamlocal("/grpc-tunnel").await.is_err() {} }).await;
 }
 

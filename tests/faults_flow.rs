@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    echo::payload,
+    echo::{payload, pb::echo_client::EchoClient},
     faults::{agent_tunnel, alone, bulk, call, in_flight, raw_channel, resident, within},
     proxy::Way,
     rig::{AGENT, Rig, serve, soon},
@@ -390,6 +390,32 @@ async fn calls_do_not_notice_that_a_tunnel_is_renewed() {
         soon("the calls' end", caller).await.expect("no call failed");
     }
     assert_ne!(rig.hub.get(AGENT).expect("the agent is there").id(), first.id(), "the tunnel was not renewed");
+}
+
+/// D3: nor do the agent's own dials, on a path where the hub has long changed over when the agent learns of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_dials_do_not_notice_that_their_tunnel_is_renewed() {
+    let rig = Rig::builder().proxy().agent(|agent| agent.renew_after(16)).start().await;
+    let (connector, mut channel) = (rig.agent.connector(), EchoClient::new(rig.agent.channel()));
+    let first = agent_tunnel(&rig);
+    rig.proxy().set(common::proxy::Way::Both, |link| link.delay = Duration::from_millis(50));
+    let begun = Instant::now();
+    let dialling = (0..4).map(|_| {
+        let connector = connector.clone();
+        tokio::spawn(async move {
+            while begun.elapsed() < 4 * SECOND {
+                drop(soon("a dial", connector.dial()).await.expect("a channel"));
+            }
+        })
+    });
+    let dialling: Vec<_> = dialling.collect();
+    while begun.elapsed() < 4 * SECOND {
+        soon("a call", channel.unary(payload(""))).await.expect("an answer");
+    }
+    for task in dialling {
+        task.await.expect("no dial failed");
+    }
+    assert_ne!(agent_tunnel(&rig), first, "the tunnel was not renewed");
 }
 
 /// D3: 100,000 channels cost no more memory than those of one tunnel's life.

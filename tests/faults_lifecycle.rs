@@ -24,6 +24,7 @@ use common::{
 };
 use dialback::{Agent, AllowedKeys, CloseReason, ConnectError, DialError, HostKeys, Hub, HubEvent, PrivateKey};
 use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, task::JoinSet, time::timeout};
+use tokio_stream::StreamExt;
 use tonic::Code;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -288,6 +289,20 @@ async fn shutdown_lets_calls_on_a_renewed_tunnel_finish() {
 
     assert!(matches!(answer, Ok(Some(_))), "{answer:?}");
     assert!(matches!(end, Ok(None)), "{end:?}");
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_channels_that_nobody_will_take() {
+    let keys = Keys::new();
+    let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let agent = keys.agent().connect(hub.local_addr().to_string()).await.unwrap();
+    let tunnel = soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    let mut channel = soon("a dial", tunnel.connector().dial()).await.expect("it waits to be taken");
+
+    soon("the shutdown", agent.shutdown(60 * SECOND)).await;
+
+    assert_eq!(soon("the channel's end", channel.read(&mut [0])).await.ok(), Some(0), "it was not closed politely");
+    assert!(soon("an end", agent.incoming().next()).await.is_none());
 }
 
 /// D3: many tunnels, one after the other, cost no more memory, sockets or tasks than one.

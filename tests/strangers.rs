@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::proxy::{Proxy, Way};
 use common::raw::{self, KexInit};
 use common::rig::soon;
 use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, HubBuilder, PrivateKey};
@@ -172,6 +173,7 @@ async fn agent_gets_in_among(total: usize) {
         let took = knocked.elapsed();
 
         let agent = agent.unwrap_or_else(|error| panic!("{opening:?}: {error:?}"));
+        eprintln!("E1: {total} strangers, {opening:?}: the agent waited {took:?}");
         assert!(took <= Duration::from_secs(2), "{opening:?}: the agent waited {took:?}");
         let grown = rss().saturating_sub(before);
         assert!(grown <= 128 * 300_000 + (20 << 20), "{opening:?}: {grown} bytes more");
@@ -190,6 +192,30 @@ async fn agent_gets_in_among_many_strangers() {
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn agent_gets_in_among_5000_strangers() {
     agent_gets_in_among(5000).await;
+}
+
+/// Some sources take all places, and come back as soon as one is sent away. An agent on a far path, whose login takes more
+/// than a second, gets in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agent_on_a_far_path_gets_in_among_strangers_that_come_back() {
+    let (hub, agent) = pair();
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let target = hub.local_addr();
+    let path = Proxy::to(target).await;
+    path.set(Way::Both, |link| link.delay = Duration::from_millis(100));
+    let mut strangers = JoinSet::new();
+    for n in 0..160 {
+        strangers.spawn(async move {
+            loop {
+                let mut stream = dial_from(source(n / 16), target).await;
+                raw::until_closed(&mut stream, b"").await;
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    sleep(Duration::from_secs(1)).await;
+
+    soon("the agent's login", agent.connect(path.address().to_string())).await.expect("it gets in at once");
 }
 
 #[tokio::test]

@@ -94,8 +94,8 @@ impl AgentBuilder {
         self
     }
 
-    /// After how many bytes, and after how long, the tunnel's keys are renewed. Default: 4 GiB and one hour. More
-    /// bytes than the default are not allowed: a cipher's counter would repeat.
+    /// After how many bytes, and after how long, the tunnel's keys are renewed. Default: 4 GiB (1 GiB where
+    /// addresses have 32 bits) and one hour. More bytes than the default are not allowed: a cipher's counter would repeat.
     pub fn rekey(mut self, bytes: usize, interval: Duration) -> Self {
         self.config.set_rekey(bytes, interval);
         self

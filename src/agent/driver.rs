@@ -11,7 +11,7 @@ use super::error::ConnectError;
 use super::status::AgentStatus;
 use crate::carrier::tcp::{self, DialFailure};
 use crate::close::CloseReason;
-use crate::connector::{DialError, Route};
+use crate::connector::{DialError, Route, Successor, next_after};
 use crate::id::AgentId;
 use crate::ssh::{self, Login, Session, SessionParts};
 use crate::tunnel::TunnelId;
@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) renew_after: u64,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) stop: watch::Sender<bool>,
+    /// A tunnel is being made to take the place of one that stands.
+    renewing: watch::Sender<bool>,
     sessions: Mutex<Sessions>,
 }
 
@@ -53,6 +55,7 @@ impl Shared {
             renew_after,
             status: watch::Sender::new(first),
             stop: watch::Sender::new(false),
+            renewing: watch::Sender::new(false),
             sessions: Mutex::default(),
         }
     }
@@ -85,13 +88,21 @@ impl Shared {
         sessions.draining.retain(|old| !old.is_closed());
         let old = sessions.current.replace(session.clone()).filter(|old| !old.is_closed());
         sessions.draining.extend(old);
-        self.status.send_replace(AgentStatus::Connected {
-            since: SystemTime::now(),
-            hub: self.hub.clone(),
-            tunnel_id: session.id,
-        });
+        let since = SystemTime::now();
+        self.say(AgentStatus::Connected { since, hub: self.hub.clone(), tunnel_id: session.id });
         drop(sessions);
         session.span.in_scope(|| tracing::info!(hub = self.hub, "tunnel opened"));
+    }
+
+    /// Tells the user, unless the last word has been said.
+    fn say(&self, status: AgentStatus) {
+        self.status.send_if_modified(|now| {
+            let stopped = matches!(now, AgentStatus::Stopped);
+            if !stopped {
+                *now = status;
+            }
+            !stopped
+        });
     }
 
     /// One attempt: resolves, dials, logs in.
@@ -132,6 +143,21 @@ impl Route for Shared {
         }
         self.current().ok_or_else(|| DialError::NotConnected { agent: self.id.clone() })
     }
+
+    /// A hub that has been offered a new tunnel refuses channels on the old one, before this side knows of its answer.
+    fn successor<'a>(&'a self, of: &'a Session) -> Successor<'a> {
+        Box::pin(async move {
+            let mut renewing = self.renewing.subscribe();
+            let renewed = async {
+                tokio::select! {
+                    () = self.stopped() => {}
+                    _ = renewing.wait_for(|under_way| !under_way) => {}
+                }
+            };
+            let _ = tokio::time::timeout(of.open_timeout, renewed).await; // what there is then has to do
+            next_after(of, self.session())
+        })
+    }
 }
 
 /// Watches over the first session and every later one, until told to stop.
@@ -144,7 +170,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
             () = shared.stopped() => return,
             gone = session.closed() => {
                 let lost = gone.to_string();
-                shared.status.send_replace(AgentStatus::Disconnected { why: gone });
+                shared.say(AgentStatus::Disconnected { why: gone });
                 backoff.lost_after(adopted.elapsed());
                 let reconnected = tokio::select! {
                     () = shared.stopped() => return,
@@ -156,16 +182,20 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                 renew_at = shared.renew_after;
             }
             () = worn_out(&session, renew_at) => {
+                shared.renewing.send_replace(true);
                 let renewed = tokio::select! {
                     () = shared.stopped() => return,
                     // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
                     renewed = shared.connect_once() => renewed,
                 };
+                if let Ok(new) = &renewed {
+                    shared.adopt(new);
+                }
+                shared.renewing.send_replace(false);
                 match renewed {
                     Ok(new) => {
                         tracing::info!(agent = %shared.id, old = %session.id, new = %new.id, "tunnel renewed");
                         let old = std::mem::replace(&mut session, new);
-                        shared.adopt(&session);
                         adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
                         // When the agent stops, this ends, and what is still being drained is the agent's to close.
@@ -200,9 +230,9 @@ pub(super) async fn reconnect(shared: &Shared, backoff: &mut Backoff, lost: Stri
     for attempt in 1.. {
         let wait = backoff.next(rand::random());
         let status = |next_try| AgentStatus::Connecting { attempt, next_try, last_error: last_error.clone() };
-        shared.status.send_replace(status(wait));
+        shared.say(status(wait));
         tokio::time::sleep(wait).await;
-        shared.status.send_replace(status(Duration::ZERO));
+        shared.say(status(Duration::ZERO));
         match shared.connect_once().await {
             Ok(session) => return session,
             Err(error) => {

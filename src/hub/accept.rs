@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::Stage;
 use super::strangers::{Admission, Place, StrangerLimits, Strangers};
 use crate::carrier::tcp;
-use crate::ssh::{self, Door, Turned};
+use crate::ssh::{self, Door, Progress, Turned};
 
 /// How long the loop rests after the system refused a connection, usually for want of file descriptors.
 const REST: Duration = Duration::from_millis(100);
@@ -51,6 +51,12 @@ impl Lobby {
 struct Ticket {
     lobby: Arc<Lobby>,
     place: Place,
+}
+
+impl Ticket {
+    fn begins(&self) {
+        self.lobby.lock().0.begins(self.place);
+    }
 }
 
 impl Drop for Ticket {
@@ -119,14 +125,19 @@ async fn connection(
         tracing::debug!(%peer, %error, "connection ended early");
         return;
     }
-    let authenticated = watch::Sender::new(false);
-    let mut known = authenticated.subscribe();
-    let serving = ssh::serve(stream, local, Some(peer), door, authenticated);
+    let login = watch::Sender::new(Progress::Nothing);
+    let mut progress = login.subscribe();
+    let serving = ssh::serve(stream, local, Some(peer), door, login);
+    let admitted = async {
+        reached(&mut progress, Progress::Begun).await;
+        ticket.begins();
+        reached(&mut progress, Progress::Done).await;
+    };
     tokio::pin!(serving);
     let turned = tokio::select! {
         ended = &mut serving => ended,
-        _ = leave => return tracing::debug!(%peer, "unauthenticated connection gave way to newer ones"),
-        () = became(&mut known) => {
+        _ = leave => return tracing::debug!(%peer, "unauthenticated connection gave way to others"),
+        () = admitted => {
             drop(ticket);
             serving.await
         }
@@ -138,9 +149,9 @@ async fn connection(
     }
 }
 
-/// Waits until the stranger has become an agent, or for ever.
-async fn became(known: &mut watch::Receiver<bool>) {
-    if known.wait_for(|yes| *yes).await.is_err() {
+/// Waits until a login has got so far, or for ever.
+async fn reached(progress: &mut watch::Receiver<Progress>, step: Progress) {
+    if progress.wait_for(|so_far| *so_far >= step).await.is_err() {
         std::future::pending().await
     }
 }

@@ -84,8 +84,10 @@ impl HubBuilder {
     }
 
     /// How many connections may be unauthenticated, in total and from one source (an IPv4 address or an IPv6 /64).
-    /// Default: 128 and 16. Each costs up to 300 kB. When all places are taken, the oldest gives way after half a
-    /// second; a source at its limit is refused. Raise the second where many agents share one address.
+    /// Default: 128 and 16. Each costs up to 300 kB. A source at its limit is refused; raise the second where
+    /// many agents share one address. When all places are taken, the newest of the source that has most gives way to a
+    /// newcomer whose source has fewer; else the oldest that has not begun a key exchange within half a
+    /// second (one round trip), or has not logged in within five; else the newcomer is refused.
     pub fn unauthenticated_limits(mut self, total: usize, per_source: usize) -> Self {
         self.limits = StrangerLimits { total: total.max(1), per_source: per_source.max(1) };
         self
@@ -123,8 +125,8 @@ impl HubBuilder {
         self
     }
 
-    /// After how many bytes, and after how long, a tunnel's keys are renewed. Default: 4 GiB and one hour. More bytes
-    /// than the default are not allowed: a cipher's counter would repeat.
+    /// After how many bytes, and after how long, a tunnel's keys are renewed. Default: 4 GiB (1 GiB where
+    /// addresses have 32 bits) and one hour. More bytes than the default are not allowed: a cipher's counter would repeat.
     pub fn rekey(mut self, bytes: usize, interval: Duration) -> Self {
         self.config.set_rekey(bytes, interval);
         self

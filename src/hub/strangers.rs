@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// How long a stranger keeps its place when others want it. An honest login takes milliseconds; a busy hub must not
-/// turn away logins that are under way, and silent connections must not keep everybody out.
+/// How long a stranger keeps its place when others want it, until it has begun a key exchange: silent connections must not
+/// keep everybody out. That takes one round trip.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long one keeps it that has begun: a hub that all its agents come back to at once must not turn away logins that
+/// are under way, or none would ever be done.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The bounds on connections that have not authenticated.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +38,21 @@ pub(crate) enum Admission {
     },
     /// Its source has too many already.
     SourceFull,
-    /// All places are taken by strangers who have only just come.
+    /// All places are taken by strangers who have as much right to them.
     Full,
+}
+
+#[derive(Debug)]
+struct Stranger {
+    source: IpAddr,
+    since: Instant,
+    has_begun: bool,
+}
+
+impl Stranger {
+    fn has_had_its_time(&self, now: Instant) -> bool {
+        now.duration_since(self.since) >= if self.has_begun { LOGIN_PATIENCE } else { PATIENCE }
+    }
 }
 
 /// The strangers of one hub.
@@ -44,7 +61,7 @@ pub(crate) struct Strangers {
     limits: StrangerLimits,
     next: u64,
     /// Oldest first.
-    places: BTreeMap<Place, (IpAddr, Instant)>,
+    places: BTreeMap<Place, Stranger>,
     sources: HashMap<IpAddr, usize>,
 }
 
@@ -55,29 +72,48 @@ impl Strangers {
 
     pub(crate) fn enter(&mut self, from: IpAddr, now: Instant) -> Admission {
         let source = source_of(from);
-        if self.sources.get(&source).copied().unwrap_or(0) >= self.limits.per_source {
+        let own = self.sources.get(&source).copied().unwrap_or(0);
+        if own >= self.limits.per_source {
             return Admission::SourceFull;
         }
         let mut evicted = None;
         if self.places.len() >= self.limits.total {
-            match self.places.first_key_value() {
-                Some((oldest, (_, since))) if now.duration_since(*since) >= PATIENCE => evicted = Some(*oldest),
-                _ => return Admission::Full,
+            evicted = self.newest_of_a_greedier(own).or_else(|| self.slowest(now));
+            match evicted {
+                Some(place) => self.leave(place),
+                None => return Admission::Full,
             }
-        }
-        if let Some(oldest) = evicted {
-            self.leave(oldest);
         }
         let place = Place(self.next);
         self.next += 1;
-        self.places.insert(place, (source, now));
+        self.places.insert(place, Stranger { source, since: now, has_begun: false });
         *self.sources.entry(source).or_default() += 1;
         Admission::Admitted { place, evicted }
     }
 
+    /// The newest stranger of the source with the most places, if it still has no fewer than the newcomer's then.
+    fn newest_of_a_greedier(&self, own: usize) -> Option<Place> {
+        let (source, _) =
+            self.sources.iter().filter(|(_, count)| **count > own + 1).max_by_key(|(_, count)| **count)?;
+        self.places.iter().rev().find(|(_, stranger)| stranger.source == *source).map(|(place, _)| *place)
+    }
+
+    /// The oldest of those who have had their time; one that has begun a key exchange only if there is no other.
+    fn slowest(&self, now: Instant) -> Option<Place> {
+        let over = self.places.iter().filter(|(_, stranger)| stranger.has_had_its_time(now));
+        over.min_by_key(|(_, stranger)| stranger.has_begun).map(|(place, _)| *place)
+    }
+
+    /// The stranger has begun a key exchange.
+    pub(crate) fn begins(&mut self, place: Place) {
+        if let Some(stranger) = self.places.get_mut(&place) {
+            stranger.has_begun = true;
+        }
+    }
+
     /// The stranger has left, or is none any more. Leaving twice is leaving once.
     pub(crate) fn leave(&mut self, place: Place) {
-        let Some((source, _)) = self.places.remove(&place) else { return };
+        let Some(Stranger { source, .. }) = self.places.remove(&place) else { return };
         if let Some(count) = self.sources.get_mut(&source) {
             *count -= 1;
             if *count == 0 {
@@ -144,6 +180,70 @@ mod tests {
         let later = now + PATIENCE;
         assert!(matches!(s.enter(a, later), Admission::Admitted { evicted: Some(e), .. } if e == oldest));
         assert_eq!(s.places.len(), 2);
+    }
+
+    #[test]
+    fn source_with_many_places_gives_way_to_one_with_few() {
+        let (mut s, now) = (strangers(4, 9), Instant::now());
+        let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
+        place(s.enter(b, now));
+        for _ in 0..2 {
+            place(s.enter(a, now));
+        }
+        let newest = place(s.enter(a, now));
+        assert!(matches!(s.enter(c, now), Admission::Admitted { evicted: Some(e), .. } if e == newest));
+        // A second place for one would be taken from another's second.
+        assert_eq!(s.enter(c, now), Admission::Full);
+    }
+
+    #[test]
+    fn stranger_that_begins_a_login_has_more_time() {
+        let (mut s, now) = (strangers(2, 9), Instant::now());
+        let a = "192.0.2.1".parse().unwrap();
+        let oldest = place(s.enter(a, now));
+        let silent = place(s.enter(a, now));
+        s.begins(oldest);
+        let newcomer = |s: &mut Strangers, at| match s.enter(a, at) {
+            Admission::Admitted { place, evicted: Some(evicted) } => {
+                s.begins(place);
+                evicted
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(newcomer(&mut s, now + PATIENCE), silent);
+        assert_eq!(s.enter(a, now + PATIENCE * 2), Admission::Full);
+        assert_eq!(newcomer(&mut s, now + LOGIN_PATIENCE), oldest);
+    }
+
+    /// A fleet on far paths comes back to its hub, each agent from its own address, and each tries again as agents do.
+    #[test]
+    fn logins_under_way_are_finished_however_many_knock() {
+        const LOGIN: Duration = Duration::from_millis(1300); // at 200 ms of round-trip time
+        const BEGUN: Duration = Duration::from_millis(200);
+        const TRIES_PER_SECOND: u32 = 1000;
+        let (mut s, start) = (Strangers::new(StrangerLimits::default()), Instant::now());
+        let (mut under_way, mut done, mut evictions) = (BTreeMap::new(), 0, 0);
+        for n in 0..20 * TRIES_PER_SECOND {
+            let now = start + Duration::from_secs(1) / TRIES_PER_SECOND * n;
+            under_way.retain(|place, since: &mut Instant| {
+                if now - *since >= BEGUN {
+                    s.begins(*place);
+                }
+                let ready = now - *since >= LOGIN;
+                if ready {
+                    s.leave(*place);
+                    done += 1;
+                }
+                !ready
+            });
+            if let Admission::Admitted { place, evicted } = s.enter(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), now)
+            {
+                evictions += usize::from(evicted.and_then(|place| under_way.remove(&place)).is_some());
+                under_way.insert(place, now);
+            }
+        }
+        // As many as there are places, all the time.
+        assert!(evictions == 0 && done > 128 * 13, "{done} logins, {evictions} evicted");
     }
 
     #[test]

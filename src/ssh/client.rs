@@ -127,7 +127,7 @@ where
     let step = "authentication";
     let authenticated = timeout_at(deadline, login.identity.authenticate(&mut handle, user)).await;
     match authenticated.map_err(timed_out(step))? {
-        Ok(()) => {}
+        Ok(()) => session.carrier.authenticated(),
         Err(AuthError::ConnectionEnded { .. }) => return Err(found(step, Error::Disconnect)),
         Err(error) => return Err(LoginError::Auth(error)),
     }
@@ -192,7 +192,7 @@ impl ClientHandler {
     }
 
     async fn accept(&self, channel: Channel<Msg>, reply: ChannelOpenHandle) {
-        if self.session.ledger.len() >= self.max_channels {
+        if self.session.ledger.open_channels() >= self.max_channels {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         }
         match self.acceptor.reserve() {
@@ -383,11 +383,11 @@ impl Handler for ClientHandler {
         id: ChannelId,
         _: u32,
         _: u32,
-        _: &mut RusshSession,
+        session: &mut RusshSession,
     ) -> Result<(), Error> {
-        // Data may follow before the opener's task runs.
+        // Data may follow before the opener's task runs. A peer may confirm again and again, and russh queues it.
         self.session.ledger.open(id);
-        Ok(())
+        self.charge_request(id, 0, session)
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut RusshSession) -> Result<(), Error> {

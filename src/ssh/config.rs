@@ -71,7 +71,7 @@ impl TunnelConfig {
 }
 
 /// ChaCha20-Poly1305 counts packets in 32 bits, and a packet carries at least a byte of what is counted here.
-const REKEY_BYTES: usize = 4 << 30;
+const REKEY_BYTES: usize = if usize::BITS > 32 { 4 << 30 } else { 1 << 30 };
 
 /// The most that one packet carries: almost four full HTTP/2 frames (16 KiB), for what a packet costs does not depend on
 /// its size. RFC 4253 §6.1 lets both ends announce more than 32 KiB; of more than this russh complains in the log.

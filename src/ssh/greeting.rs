@@ -8,6 +8,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+
+use super::server::Progress;
 
 /// How a client's first line begins (RFC 4253 §4.2, §5.1). Unlike a server, it may send no other line before.
 const GREETINGS: [&[u8]; 2] = [b"SSH-2.0-", b"SSH-1.99-"];
@@ -20,7 +23,12 @@ pub(super) struct Greeted<S> {
     head: [u8; 9],
     len: usize,
     fits: fn(&[u8]) -> bool,
+    /// How much has to come until a client counts as one that has begun a key exchange, and who wants to know.
+    begins: Option<(usize, watch::Sender<Progress>)>,
 }
+
+/// A client's first line and its offer of algorithms are longer than this; how far it is honest, the exchange will tell.
+const OFFER: usize = 300;
 
 /// Whether these may be an SSH client's first bytes.
 fn fits_client(head: &[u8]) -> bool {
@@ -35,13 +43,13 @@ fn fits_server(head: &[u8]) -> bool {
 
 impl<S> Greeted<S> {
     /// A connection that an SSH client has opened.
-    pub(super) fn by_client(io: S) -> Self {
-        Self { io, head: [0; 9], len: 0, fits: fits_client }
+    pub(super) fn by_client(io: S, progress: watch::Sender<Progress>) -> Self {
+        Self { io, head: [0; 9], len: 0, fits: fits_client, begins: Some((OFFER, progress)) }
     }
 
     /// A connection to an SSH server.
     pub(super) fn by_server(io: S) -> Self {
-        Self { io, head: [0; 9], len: 0, fits: fits_server }
+        Self { io, head: [0; 9], len: 0, fits: fits_server, begins: None }
     }
 
     /// Takes note of the next bytes. `false` when they cannot be what SSH begins with.
@@ -50,6 +58,17 @@ impl<S> Greeted<S> {
         self.head[self.len..self.len + taken].copy_from_slice(&bytes[..taken]);
         self.len += taken;
         (self.fits)(&self.head[..self.len])
+    }
+
+    fn count(&mut self, len: usize) {
+        match &mut self.begins {
+            Some((left, _)) if *left > len => *left -= len,
+            Some((_, progress)) => {
+                progress.send_replace(Progress::Begun);
+                self.begins = None;
+            }
+            None => {}
+        }
     }
 }
 
@@ -61,6 +80,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
         if this.len < this.head.len() && !this.greets(&buf.filled()[before..]) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak SSH")));
         }
+        this.count(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -95,10 +115,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
 mod tests {
     use super::*;
 
+    fn by_client<S>(io: S) -> Greeted<S> {
+        Greeted::by_client(io, watch::Sender::new(Progress::Nothing))
+    }
+
     /// Whether all of `text` is let through, whole and byte by byte.
     fn passes(text: &[u8]) -> bool {
-        let whole = Greeted::by_client(()).greets(text);
-        let mut greeted = Greeted::by_client(());
+        let whole = by_client(()).greets(text);
+        let mut greeted = by_client(());
         assert_eq!(text.chunks(1).all(|byte| greeted.greets(byte)), whole, "{text:?}");
         whole
     }
@@ -124,11 +148,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn login_has_begun_once_an_offer_can_have_come() {
+        use tokio::io::AsyncReadExt;
+        for (len, begun) in [(OFFER - 1, Progress::Nothing), (OFFER, Progress::Begun)] {
+            let mut text = b"SSH-2.0-x\r\n".to_vec();
+            text.resize(len, 7);
+            let progress = watch::Sender::new(Progress::Nothing);
+            Greeted::by_client(&text[..], progress.clone()).read_to_end(&mut Vec::new()).await.expect("it passes");
+            assert_eq!(*progress.borrow(), begun);
+        }
+    }
+
+    #[tokio::test]
     async fn what_follows_is_not_looked_at() {
         use tokio::io::AsyncReadExt;
         let text = b"SSH-2.0-x\r\n\0\xff anything";
         let mut read = Vec::new();
-        Greeted::by_client(&text[..]).read_to_end(&mut read).await.expect("it passes");
+        by_client(&text[..]).read_to_end(&mut read).await.expect("it passes");
         assert_eq!(read, text);
     }
 }

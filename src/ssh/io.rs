@@ -251,7 +251,7 @@ impl TunnelIo {
                 }
                 Poll::Pending => {
                     // A channel that is closed while its window is exhausted would wait for ever.
-                    self.inbound.register_writer(&waker);
+                    self.inbound.register(&waker);
                     if !self.inbound.closed() {
                         return Poll::Pending;
                     }
@@ -388,10 +388,18 @@ impl AsyncRead for TunnelIo {
                     return Poll::Ready(Err(this.lost(&gone)));
                 }
                 ReadState::Open => {
-                    let message = ready!(pin!(this.read.wait()).poll(cx));
+                    let message = pin!(this.read.wait()).poll(cx);
                     match message {
-                        Some(message) => this.take_message(message),
-                        None => this.read_state = ReadState::Lost(why(&this.session)),
+                        Poll::Ready(Some(message)) => this.take_message(message),
+                        Poll::Ready(None) => this.read_state = ReadState::Lost(why(&this.session)),
+                        Poll::Pending => {
+                            this.both.register(Side::Reader, cx.waker());
+                            this.inbound.register(&Waker::from(this.both.clone()));
+                            // Once more, now that an overflow would wake.
+                            if !this.inbound.overflowed() {
+                                return Poll::Pending;
+                            }
+                        }
                     }
                 }
             }
@@ -481,34 +489,41 @@ impl Drop for TunnelIo {
         let sending = self
             .is_sending
             .then(|| std::mem::replace(&mut self.sending, ReusableBoxFuture::new(std::future::ready(Ok(())))));
-        self.session.ledger.forget(self.id, &self.inbound);
-        let gone = Gone(self.session.clone());
+        self.inbound.stop_reading();
+        let gone = Gone { session: self.session.clone(), id: self.id, inbound: self.inbound.clone() };
         if !closed && !self.session.is_closed() {
             let write = self.write.clone();
             let held = std::mem::take(&mut self.held).freeze();
             let close = async move {
-                // A drain must not end the tunnel before the channel's last bytes are on their way.
-                let _gone = gone;
                 let rest = async {
                     if let Some(sending) = sending {
                         sending.await?;
                     }
                     if held.is_empty() { Ok(()) } else { write.send(held).await }
                 };
-                let _ = tokio::time::timeout(LINGER, rest).await; // the channel is closed in any case
-                let _ = write.close().await; // fails only when the session is gone, and the channel with it
+                tokio::select! {
+                    _ = tokio::time::timeout(LINGER, rest) => {} // the channel is closed in any case
+                    () = gone.inbound.until_closed() => {}
+                }
+                let _ = write.close().await; // fails only when the session or the channel is gone
             };
             self.session.runtime.spawn(close);
         }
     }
 }
 
-/// Counts a channel as closed.
-struct Gone(Arc<Session>);
+/// A channel that its user has dropped. It counts until its last bytes are on their way: a drain must not end the tunnel
+/// before that, and a peer must not make more of them than of others.
+struct Gone {
+    session: Arc<Session>,
+    id: ChannelId,
+    inbound: Arc<Inbound>,
+}
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        self.0.channel_closed();
+        self.session.ledger.forget(self.id, &self.inbound);
+        self.session.channel_closed();
     }
 }
 

@@ -6,9 +6,10 @@
 //! readers who only lag catch up; then the channel with the longest queue is closed, and the tunnel lives.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use russh::ChannelId;
@@ -38,7 +39,9 @@ pub(super) struct Inbound {
     abandoned: AtomicUsize,
     requests: AtomicUsize,
     state: AtomicU8,
-    writer: Mutex<Option<Waker>>,
+    /// Nobody will read any more: what arrives is thrown away.
+    unread: AtomicBool,
+    user: Mutex<Option<Waker>>,
     totals: Arc<Totals>,
 }
 
@@ -79,18 +82,41 @@ impl Inbound {
         self.state.load(Ordering::Acquire) != OPEN
     }
 
-    /// Remembers whom to wake when the channel closes while a write waits for its window.
-    pub(super) fn register_writer(&self, waker: &Waker) {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if !writer.as_ref().is_some_and(|w| w.will_wake(waker)) {
-            *writer = Some(waker.clone());
+    /// Remembers whom to wake when the channel closes: russh wakes neither a writer that waits for the window nor, when
+    /// this side closes, a reader.
+    pub(super) fn register(&self, waker: &Waker) {
+        let mut user = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        if !user.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *user = Some(waker.clone());
         }
     }
 
-    fn close(&self, state: u8) {
-        let _ = self.state.compare_exchange(OPEN, state, Ordering::AcqRel, Ordering::Acquire); // the first state stands
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(waker) = writer {
+    /// Waits until nothing can be sent on the channel any more.
+    pub(super) async fn until_closed(&self) {
+        poll_fn(|cx| {
+            self.register(cx.waker());
+            if self.closed() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// The reader has left, and with it what was queued.
+    pub(super) fn stop_reading(&self) {
+        self.unread.store(true, Ordering::Release);
+        self.totals.refund(self.queued.swap(0, Ordering::AcqRel));
+    }
+
+    /// Closes; says whether it was open before.
+    fn close(&self, state: u8) -> bool {
+        // The first state stands.
+        let first = self.state.compare_exchange(OPEN, state, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        self.wake();
+        first
+    }
+
+    fn wake(&self) {
+        let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = user {
             waker.wake();
         }
     }
@@ -119,6 +145,8 @@ pub(super) enum Verdict {
     Fine,
     /// Close this channel.
     Close(ChannelId),
+    /// The queue of this channel was given up. The peer had closed it before.
+    Drop(ChannelId),
     /// End the tunnel: closing channels does not free enough.
     End,
 }
@@ -141,27 +169,32 @@ impl Ledger {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the account of a channel; the second opening finds the first.
+    /// Opens the account of a channel; the second opening finds the first, closed or not (russh counts its channels up and
+    /// uses no number twice).
     pub(super) fn open(&self, id: ChannelId) -> Arc<Inbound> {
         let inbound = || Inbound {
             queued: AtomicUsize::new(0),
             abandoned: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             state: AtomicU8::new(OPEN),
-            writer: Mutex::new(None),
+            unread: AtomicBool::new(false),
+            user: Mutex::new(None),
             totals: self.totals.clone(),
         };
         self.channels().entry(id).or_insert_with(|| Arc::new(inbound())).clone()
     }
 
-    /// How many channels are open.
-    pub(super) fn len(&self) -> usize {
-        self.channels().len()
+    /// How many channels are open, those included that still have something to send for a user who has left.
+    pub(super) fn open_channels(&self) -> usize {
+        self.channels().values().filter(|inbound| !inbound.closed()).count()
     }
 
     /// A message of `len` bytes was queued for a channel. Call it for every kind of message that is queued.
     pub(super) async fn charge(&self, id: ChannelId, len: usize) -> Verdict {
         let Some(inbound) = self.channels().get(&id).cloned() else { return Verdict::Fine };
+        if inbound.unread.load(Ordering::Acquire) {
+            return Verdict::Fine;
+        }
         let cost = len + MESSAGE_COST;
         inbound.queued.fetch_add(cost, Ordering::AcqRel);
         self.totals.queued.fetch_add(cost, Ordering::AcqRel);
@@ -173,15 +206,12 @@ impl Ledger {
         if self.within_limit() { Verdict::Fine } else { self.close_longest() }
     }
 
-    /// A request of `len` bytes arrived on a channel. Requests are refused and never refunded.
+    /// A request of `len` bytes arrived on a channel, or the peer's word that it is open. They are never refunded.
     pub(super) fn charge_request(&self, id: ChannelId, len: usize) -> Verdict {
         let Some(inbound) = self.channels().get(&id).cloned() else { return Verdict::Fine };
         let cost = len + MESSAGE_COST;
-        if inbound.requests.fetch_add(cost, Ordering::AcqRel) + cost > REQUESTS {
-            inbound.close(OVERFLOWED);
-            return Verdict::Close(id);
-        }
-        Verdict::Fine
+        let over = inbound.requests.fetch_add(cost, Ordering::AcqRel) + cost > REQUESTS;
+        if over && inbound.close(OVERFLOWED) { Verdict::Close(id) } else { Verdict::Fine }
     }
 
     fn within_limit(&self) -> bool {
@@ -209,22 +239,26 @@ impl Ledger {
             let held = signed(inbound.queued.swap(0, Ordering::AcqRel));
             inbound.abandoned.store(held, Ordering::Release);
             self.totals.refund(held);
-            inbound.close(OVERFLOWED);
+            let was_open = inbound.state.swap(OVERFLOWED, Ordering::AcqRel) == OPEN;
+            inbound.wake();
             if self.totals.abandoned.fetch_add(held, Ordering::AcqRel) + held > self.limit.saturating_mul(2) {
                 return Verdict::End;
+            }
+            if !was_open {
+                return Verdict::Drop(id);
             }
         }
         Verdict::Close(id)
     }
 
-    /// The peer closed the channel.
+    /// The peer closed the channel. What it sent before that counts until it is read.
     pub(super) fn closed_by_peer(&self, id: ChannelId) {
-        if let Some(inbound) = self.channels().remove(&id) {
+        if let Some(inbound) = self.channels().get(&id) {
             inbound.close(CLOSED);
         }
     }
 
-    /// This side gave the channel up.
+    /// Nobody on this side has anything to do with the channel any more.
     pub(super) fn forget(&self, id: ChannelId, inbound: &Arc<Inbound>) {
         let mut channels = self.channels();
         // The id may have been used again since.
@@ -292,6 +326,39 @@ mod tests {
         assert_eq!(ledger.totals.abandoned.load(Ordering::Relaxed), 0);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn channel_that_the_peer_closed_pays_for_what_it_holds() {
+        let ledger = Ledger::new(1000);
+        let (hog, other) = (ledger.open(id(1)), ledger.open(id(2)));
+        assert_eq!(ledger.charge(id(1), 800).await, Verdict::Fine);
+        ledger.closed_by_peer(id(1));
+        assert!(hog.closed() && !hog.overflowed());
+        assert_eq!(ledger.charge(id(2), 100).await, Verdict::Drop(id(1)));
+        assert!(hog.overflowed() && !other.closed());
+        assert_eq!(ledger.charge(id(2), 100).await, Verdict::Fine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn channel_without_a_reader_costs_nothing_and_is_still_counted() {
+        let ledger = Ledger::new(1000);
+        let a = ledger.open(id(1));
+        assert_eq!(ledger.charge(id(1), 800).await, Verdict::Fine);
+        a.stop_reading();
+        assert_eq!(ledger.charge(id(1), 10_000).await, Verdict::Fine);
+        assert_eq!((ledger.totals.queued.load(Ordering::Relaxed), ledger.open_channels()), (0, 1));
+        let closed = a.until_closed();
+        ledger.closed_by_peer(id(1));
+        closed.await;
+    }
+
+    #[tokio::test]
+    async fn account_opened_after_its_channel_was_closed_is_closed() {
+        let ledger = Ledger::new(1000);
+        ledger.open(id(1));
+        ledger.closed_by_peer(id(1));
+        assert!(ledger.open(id(1)).closed());
+    }
+
     #[tokio::test]
     async fn dropped_channel_is_refunded() {
         let ledger = Ledger::new(1000);
@@ -300,7 +367,7 @@ mod tests {
         ledger.forget(id(1), &a);
         drop(a);
         assert_eq!(ledger.totals.queued.load(Ordering::Relaxed), 0);
-        assert_eq!(ledger.len(), 0);
+        assert_eq!(ledger.open_channels(), 0);
     }
 
     #[tokio::test]

@@ -31,5 +31,5 @@ pub use self::key::{InvalidPublicKey, KeyError, PrivateKey, PublicKey};
 
 pub(crate) use self::client::{Login, LoginError, connect};
 pub(crate) use self::config::{LoginConfig, TunnelConfig, server as server_config};
-pub(crate) use self::server::{Door, Gate, Proof, Turned, serve};
+pub(crate) use self::server::{Door, Gate, Progress, Proof, Turned, serve};
 pub(crate) use self::session::{RENEW_AFTER, Session, SessionParts};

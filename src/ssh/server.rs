@@ -65,15 +65,25 @@ pub(crate) enum Turned {
     Left { error: String },
 }
 
+/// How far a stranger has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Progress {
+    Nothing,
+    /// It has begun a key exchange.
+    Begun,
+    /// It is an agent.
+    Done,
+}
+
 /// Serves one connection to its end. Returns early only for one that never authenticated.
 ///
-/// `authenticated` is set when the stranger has become an agent. Dropping the future ends the session.
+/// `login` tells how far it has got. Dropping the future ends the session.
 pub(crate) async fn serve<S>(
     stream: S,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     door: Arc<Door>,
-    authenticated: watch::Sender<bool>,
+    login: watch::Sender<Progress>,
 ) -> Result<(), Turned>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -82,8 +92,11 @@ where
     let _end = KillOnDrop(carrier.clone());
     let after = door.config.login_timeout;
     let deadline = Instant::now() + after;
-    let mut admitted = authenticated.subscribe();
+    let mut progress = login.subscribe();
     let (found, session) = watch::channel(None);
+    // russh keeps room for its stream at every step of the login, for as long as the session lives: a box is small.
+    let stream = WriteBehind::new(stream, carrier.clone(), door.config.silence());
+    let stream = Box::new(Greeted::by_client(stream, login.clone()));
     let handler = ServerHandler {
         door: door.clone(),
         carrier: carrier.clone(),
@@ -96,18 +109,16 @@ where
         misdirected: false,
         session: None,
         found,
-        authenticated,
+        login,
     };
 
     let left = |error: Error| Turned::Left { error: error.to_string().escape_debug().to_string() };
-    // russh keeps room for its stream at every step of the login, for as long as the session lives: a box is small.
-    let stream = Box::new(Greeted::by_client(WriteBehind::new(stream, carrier.clone(), door.config.silence())));
     let started = timeout_at(deadline, russh::server::run_stream(door.russh.clone(), stream, handler)).await;
     let mut running = started.map_err(|_| Turned::TimedOut { after })?.map_err(left)?;
 
     let early = tokio::select! {
         ended = &mut running => Some(ended),
-        _ = admitted.wait_for(|yes| *yes) => None,
+        _ = progress.wait_for(|so_far| *so_far == Progress::Done) => None,
         () = tokio::time::sleep_until(deadline) => return Err(Turned::TimedOut { after }),
     };
     let ended = match early {
@@ -155,7 +166,7 @@ struct ServerHandler {
     misdirected: bool,
     session: Option<Arc<Session>>,
     found: watch::Sender<Option<Arc<Session>>>,
-    authenticated: watch::Sender<bool>,
+    login: watch::Sender<Progress>,
 }
 
 impl Drop for ServerHandler {
@@ -202,7 +213,7 @@ impl ServerHandler {
 
     async fn accept(&self, channel: Channel<Msg>, reply: ChannelOpenHandle) {
         let Some(session) = &self.session else { return };
-        if session.ledger.len() >= self.door.config.max_channels || session.is_draining() {
+        if session.ledger.open_channels() >= self.door.config.max_channels || session.is_draining() {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         }
         match self.door.acceptor.reserve() {
@@ -292,9 +303,10 @@ impl Handler for ServerHandler {
             self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
             return russh.disconnect(Disconnect::ByApplication, &reason, "en");
         }
+        self.carrier.authenticated();
         self.session = Some(session.clone());
         self.found.send_replace(Some(session));
-        self.authenticated.send_replace(true);
+        self.login.send_replace(Progress::Done);
         Ok(())
     }
 
@@ -402,13 +414,13 @@ impl Handler for ServerHandler {
         id: ChannelId,
         _: u32,
         _: u32,
-        _: &mut RusshSession,
+        russh: &mut RusshSession,
     ) -> Result<(), Error> {
-        // Data may follow before the opener's task runs.
-        if let Some(session) = &self.session {
-            session.ledger.open(id);
-        }
-        Ok(())
+        // Data may follow before the opener's task runs. A peer may confirm again and again, and russh queues it.
+        let Some(session) = &self.session else { return Ok(()) };
+        session.ledger.open(id);
+        let verdict = session.ledger.charge_request(id, 0);
+        session.obey(verdict, |id| russh.close(id))
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], russh: &mut RusshSession) -> Result<(), Error> {

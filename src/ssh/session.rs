@@ -331,6 +331,10 @@ impl Session {
                 self.span.in_scope(|| tracing::warn!(channel = id.number(), "channel closed: its queue grew too long"));
                 close(id)
             }
+            Verdict::Drop(id) => {
+                self.span.in_scope(|| tracing::warn!(channel = id.number(), "queue dropped: nobody read it"));
+                Ok(())
+            }
             Verdict::End => {
                 self.carrier.kill(CloseReason::Protocol { error: "more unread data than the tunnel's bound".into() });
                 Ok(())
@@ -371,7 +375,9 @@ fn rejection(reason: &ChannelOpenFailure) -> String {
         ChannelOpenFailure::AdministrativelyProhibited => "administratively prohibited".into(),
         ChannelOpenFailure::ConnectFailed => "connect failed: is the service behind the agent running?".into(),
         ChannelOpenFailure::UnknownChannelType => "unknown channel type".into(),
-        ChannelOpenFailure::ResourceShortage => "resource shortage: too many channels are open or waiting".into(),
+        ChannelOpenFailure::ResourceShortage => {
+            "resource shortage: too many channels are open or waiting, or the tunnel is closing".into()
+        }
         ChannelOpenFailure::Other { code, .. } => format!("reason code {code}"),
     }
 }

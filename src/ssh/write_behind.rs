@@ -7,7 +7,7 @@
 //! that the queue stays short. What the channels have handed to the session counts until the session turns to its
 //! stream again: russh encrypts for as long as there is something to encrypt, and sends nothing meanwhile.
 //!
-//! A peer that lets the queue grow to [`QUEUE_CAP`] all the same, or that takes no byte for [`STALL`], loses the tunnel;
+//! A peer that lets the queue grow to [`QUEUE_CAP`] (or, before it has authenticated, to [`STRANGER_QUEUE_CAP`]) all the same, or that takes no byte for [`STALL`], loses the tunnel;
 //! so does one that is silent for too long. Not silent is one from which a byte arrives, or which takes what has waited
 //! for it: behind bulk on a slow path the answer to a keepalive may come late.
 
@@ -32,6 +32,9 @@ const QUEUE_MARK: usize = 256 * 1024;
 /// An honest peer never gets here: the mark stops the channels, and what is left is bounded by russh's own queues.
 const QUEUE_CAP: usize = 32 * 1024 * 1024;
 
+/// A stranger gets no more than this: what a login sends is a few kilobytes.
+const STRANGER_QUEUE_CAP: usize = 256 * 1024;
+
 /// How long a peer may take no byte while some are waiting for it.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -47,6 +50,8 @@ const QUEUE_KEEP: usize = 64 * 1024;
 /// What the session, its channels and its owner share of one carrier.
 #[derive(Debug, Default)]
 pub(crate) struct Carrier {
+    /// The peer has authenticated.
+    known: AtomicBool,
     queued: AtomicUsize,
     /// Bytes that channels handed to the session since it last turned to its stream.
     handed: AtomicUsize,
@@ -92,6 +97,15 @@ impl Carrier {
 
     fn is_clear(&self) -> bool {
         self.queued.load(Ordering::SeqCst) + self.handed.load(Ordering::SeqCst) <= QUEUE_MARK
+    }
+
+    /// The peer is no stranger any more: more may wait for it.
+    pub(crate) fn authenticated(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+
+    fn cap(&self) -> usize {
+        if self.known.load(Ordering::Relaxed) { QUEUE_CAP } else { STRANGER_QUEUE_CAP }
     }
 
     /// A channel handed so many bytes to the session.
@@ -245,7 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
     }
 
     fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.queue.len() + bytes.len() > QUEUE_CAP {
+        if self.queue.len() + bytes.len() > self.carrier.cap() {
             self.carrier.blame(CloseReason::Stalled { after: Duration::ZERO });
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the peer does not read"));
         }
@@ -372,11 +386,17 @@ mod tests {
 
     const SILENCE: Duration = Duration::from_secs(40);
 
+    /// The carrier of a peer that has authenticated.
+    fn known_peer<S: AsyncRead + AsyncWrite + Unpin>(near: S) -> (Arc<Carrier>, WriteBehind<S>) {
+        let carrier = Arc::new(Carrier::default());
+        carrier.authenticated();
+        (carrier.clone(), WriteBehind::new(near, carrier, SILENCE))
+    }
+
     #[tokio::test]
     async fn write_never_waits_and_reads_send_the_rest() {
         let (near, mut far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         let sent = vec![7; 1024 * 1024];
         // Nobody reads at the far end, and the write still returns.
         stream.write_all(&sent).await.unwrap();
@@ -399,8 +419,7 @@ mod tests {
     #[tokio::test]
     async fn backlog_is_visible_until_it_is_short() {
         let (near, mut far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         stream.write_all(&vec![7; QUEUE_MARK + 4096]).await.unwrap();
         let clear = tokio::spawn({
             let carrier = carrier.clone();
@@ -420,8 +439,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_session_was_handed_counts_until_it_turns_to_its_stream() {
         let (near, _far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         let session = tokio::spawn(async move { stream.read(&mut [0]).await });
         tokio::task::yield_now().await;
         carrier.hand(QUEUE_MARK + 1);
@@ -435,8 +453,7 @@ mod tests {
     #[tokio::test]
     async fn goodbye_is_read_though_the_peer_takes_nothing_any_more() {
         let (near, mut far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         far.write_all(b"bye").await.unwrap();
         drop(far);
         stream.write_all(&[7; 4096]).await.unwrap();
@@ -450,8 +467,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn peer_that_never_reads_loses_the_tunnel() {
         let (near, _far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         stream.write_all(&[7; 4096]).await.unwrap();
         let started = Instant::now();
         let error = stream.read(&mut [0]).await.unwrap_err();
@@ -463,8 +479,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silent_peer_loses_the_tunnel_and_one_that_takes_what_waits_does_not() {
         let (near, mut far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         stream.write_all(&[7; 10 * 1024]).await.unwrap();
         let started = Instant::now();
         let taking = tokio::spawn(async move {
@@ -501,19 +516,24 @@ mod tests {
 
     #[tokio::test]
     async fn queue_has_a_cap() {
-        let (near, _far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
-        let error = stream.write_all(&vec![7; QUEUE_CAP + 4096]).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-        assert!(matches!(carrier.reason(), Some(CloseReason::Stalled { .. })));
+        for (known, cap) in [(false, STRANGER_QUEUE_CAP), (true, QUEUE_CAP)] {
+            let (near, _far) = duplex(1024);
+            let carrier = Arc::new(Carrier::default());
+            if known {
+                carrier.authenticated();
+            }
+            let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+            stream.write_all(&vec![7; cap]).await.unwrap();
+            let error = stream.write_all(&[7; 4096]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+            assert!(matches!(carrier.reason(), Some(CloseReason::Stalled { .. })));
+        }
     }
 
     #[tokio::test]
     async fn kill_wakes_a_waiting_read() {
         let (near, _far) = duplex(1024);
-        let carrier = Arc::new(Carrier::default());
-        let mut stream = WriteBehind::new(near, carrier.clone(), SILENCE);
+        let (carrier, mut stream) = known_peer(near);
         let reading = tokio::spawn(async move { stream.read(&mut [0]).await });
         tokio::task::yield_now().await;
         carrier.kill(CloseReason::ClosedLocally);

@@ -153,11 +153,15 @@ impl client::Handler for Client {
 
 /// Dials a hub and exchanges keys; does not log in.
 pub async fn dial(hub: SocketAddr) -> Dialled {
+    dial_with(client::Config::default(), hub).await
+}
+
+async fn dial_with(config: client::Config, hub: SocketAddr) -> Dialled {
     let (goodbye, seen) = watch::channel(None);
     // In a debug build the post-quantum exchange takes most of a login's time.
     let quick = [kex::CURVE25519, kex::EXTENSION_SUPPORT_AS_CLIENT, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
     let preferred = Preferred { kex: quick.to_vec().into(), ..Preferred::default() };
-    let config = Arc::new(client::Config { preferred, nodelay: true, ..Default::default() });
+    let config = Arc::new(client::Config { preferred, nodelay: true, ..config });
     let handle = client::connect(config, hub, Client { goodbye }).await.expect("keys are exchanged");
     Dialled { handle, goodbye: seen }
 }
@@ -172,7 +176,17 @@ impl Dialled {
 
 /// Dials a hub and logs in.
 pub async fn log_in(hub: SocketAddr, user: &str, key: &Arc<ssh_key::PrivateKey>) -> Dialled {
-    let mut dialled = dial(hub).await;
+    log_in_with(client::Config::default(), hub, user, key).await
+}
+
+/// The same, as another kind of client.
+pub async fn log_in_with(
+    config: client::Config,
+    hub: SocketAddr,
+    user: &str,
+    key: &Arc<ssh_key::PrivateKey>,
+) -> Dialled {
+    let mut dialled = dial_with(config, hub).await;
     assert!(dialled.try_key(user, key).await, "{user} is let in");
     dialled
 }

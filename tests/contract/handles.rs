@@ -117,6 +117,30 @@ async fn deadline_is_one_whichever_end_saw_it_first() {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }
 
+/// What has arrived and waits for a slow reader does not hold its deadline off.
+#[tokio::test]
+async fn deadline_holds_for_a_reader_that_is_always_behind() {
+    let rig = Rig::start().await;
+    let mut client = rig.client();
+    let mut request = steered(payload(""), &[("echo-count", "1000000"), ("echo-size", "100")]);
+    request.set_timeout(Duration::from_millis(300));
+    let mut stream = soon("a stream", client.download(request)).await.expect("a stream").into_inner();
+
+    let status = soon("the end", async {
+        loop {
+            match stream.message().await {
+                Ok(message) => assert!(message.is_some(), "the stream ended"),
+                Err(status) => return status,
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    rig.echo.wait_until("the end of the handler", |counts| counts.cancelled == 1).await;
+}
+
 #[tokio::test]
 async fn callers_wait_side_by_side_for_a_peer_that_does_not_answer() {
     let rig = Rig::builder().proxy().hub(|hub| hub.open_timeout(Duration::from_secs(1))).start().await;
