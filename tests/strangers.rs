@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -95,19 +96,37 @@ fn count_panics() {
 #[derive(Clone, Default)]
 struct Loud(Arc<Mutex<Vec<(tracing::Level, String)>>>);
 
-impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Loud {
+thread_local! {
+    /// Who listens on this thread, which runs one test and all that it starts.
+    static LISTENER: RefCell<Option<Loud>> = const { RefCell::new(None) };
+}
+
+/// One subscriber for all threads: where each has its own, what one switches off another may miss.
+struct ToListener;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for ToListener {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let Some(Loud(lines)) = LISTENER.with_borrow(Clone::clone) else { return };
         let mut line = String::new();
         event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
             let _ = write!(line, " {}={value:?}", field.name()); // a string takes all
         });
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((*event.metadata().level(), line));
+        lines.lock().unwrap_or_else(PoisonError::into_inner).push((*event.metadata().level(), line));
     }
 }
 
 impl Loud {
-    fn listen(&self) -> tracing::subscriber::DefaultGuard {
-        tracing::subscriber::set_default(tracing_subscriber::registry().with(self.clone()))
+    fn listen(&self) {
+        static SUBSCRIBER: Once = Once::new();
+        SUBSCRIBER.call_once(|| {
+            let subscriber = tracing_subscriber::registry().with(ToListener);
+            tracing::subscriber::set_global_default(subscriber).expect("no other is set");
+        });
+        LISTENER.set(Some(self.clone()));
+    }
+
+    fn listen_no_more(&self) {
+        LISTENER.set(None);
     }
 
     /// The lines of this level and worse.
@@ -479,7 +498,7 @@ async fn garbage_is_hung_up_on_at_once_and_quietly() {
     let loud = Loud::default();
     let (hub, agent) = pair();
     let hub = hub.bind("127.0.0.1:0").await.expect("bind");
-    let listening = loud.listen();
+    loud.listen();
 
     let tls_hello: Vec<u8> = [&[0x16, 3, 1, 0, 0x8d, 1, 0, 0, 0x89, 3, 3][..], &[0xab; 134]].concat();
     let megabyte: Vec<u8> = (0..1 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -528,7 +547,7 @@ async fn garbage_is_hung_up_on_at_once_and_quietly() {
         let took = soon(what, raw::until_closed(&mut stream, &bytes)).await;
         assert!(took <= Duration::from_secs(1), "{what}: closed after {took:?}");
     }
-    drop(listening);
+    loud.listen_no_more();
 
     assert_eq!(loud.lines(tracing::Level::INFO), Vec::<String>::new());
     assert!(!loud.lines(tracing::Level::DEBUG).is_empty(), "not even a debug line");
@@ -555,12 +574,12 @@ async fn names_of_strangers_are_escaped_in_the_log() {
     let loud = Loud::default();
     let (hub, _) = pair();
     let hub = hub.bind("127.0.0.1:0").await.expect("bind");
-    let listening = loud.listen();
+    loud.listen();
     let mut dialled = raw::dial(hub.local_addr()).await;
     for user in ["a\nERROR all is lost", "\x1b[31m"] {
         assert!(!dialled.try_key(user, &raw::key().0).await);
     }
-    drop(listening);
+    loud.listen_no_more();
 
     let lines = loud.lines(tracing::Level::DEBUG);
     assert!(lines.iter().any(|line| line.contains("ERROR all is lost")), "the claim was not logged: {lines:#?}");
