@@ -154,7 +154,15 @@ impl Route for Shared {
                     _ = renewing.wait_for(|under_way| !under_way) => {}
                 }
             };
-            let _ = tokio::time::timeout(of.open_timeout, renewed).await; // what there is then has to do
+            let limit = {
+                // The caller may be outside of any runtime.
+                let _inside = of.runtime.enter();
+                tokio::time::sleep(of.open_timeout)
+            };
+            tokio::select! {
+                () = renewed => {}
+                () = limit => {} // what there is then has to do
+            }
             next_after(of, self.session())
         })
     }
