@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{
@@ -11,7 +12,7 @@ use common::{
     echo::{Digest, pattern, payload, steered},
     faults::{call, client, end_unavailable, in_flight, noticed, successor, within},
     netns::{CLOUD, Nat},
-    peers::{require_program, require_root_netns},
+    peers::{require_program, require_root_netns, skip},
     proxy::{Cut, Way},
     rig::{AGENT, Rig, RigBuilder, soon},
 };
@@ -48,6 +49,42 @@ async fn reset_ends_all_calls_and_the_agent_returns() {
     let cancelled = rig.echo.wait_until("the handlers' end", |counts| counts.running() == 0).await.cancelled;
     assert_eq!(cancelled, 100);
     eprintln!("A1: 100 calls ended in {ended:?}, the agent was back {back:?} later");
+}
+
+/// A1: the system itself destroys the socket of one end.
+async fn destroyed(pick: fn(&Rig, SocketAddr) -> (SocketAddr, SocketAddr)) {
+    if !require_root_netns() || !require_program("ss") {
+        return;
+    }
+    let rig = Rig::builder().brisk().eager().start().await;
+    let mut client = rig.client();
+    let tunnel = rig.hub.wait_for(AGENT).await.unwrap();
+    let calls = in_flight(&mut client, 100).await;
+    let (local, remote) = pick(&rig, tunnel.peer_addr().expect("a TCP connection has two ends"));
+
+    let killed = std::process::Command::new("ss")
+        .args(["--kill", "--no-header", "--tcp", "src", &local.to_string(), "dst", &remote.to_string()])
+        .output();
+    let killed = killed.expect("ss runs");
+    if killed.stdout.is_empty() {
+        return skip("the kernel does not let `ss --kill` destroy sockets");
+    }
+
+    end_unavailable(calls, SECOND).await;
+    let (gone, _) = within(SECOND, "the tunnel's end", tunnel.closed()).await;
+    assert!(matches!(gone.reason, CloseReason::ConnectionLost { .. }), "{gone:?}");
+    successor(&rig.hub, tunnel.id(), 3 * SECOND).await;
+    call(&mut client).await;
+}
+
+#[tokio::test]
+async fn destroyed_socket_of_the_hub_ends_all_calls_and_the_agent_returns() {
+    destroyed(|rig, agent| (rig.hub.local_addr(), agent)).await;
+}
+
+#[tokio::test]
+async fn destroyed_socket_of_the_agent_ends_all_calls_and_the_agent_returns() {
+    destroyed(|rig, agent| (agent, rig.hub.local_addr())).await;
 }
 
 /// A1, with calls of every kind, and an orderly end of the connection too.
