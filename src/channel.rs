@@ -102,10 +102,11 @@ async fn handshake(session: Arc<Session>) -> Result<SendRequest<Body>, DialError
 /// # Errors
 /// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`]'s text; calls in
 /// flight when the tunnel is lost fail `UNAVAILABLE` with the agent's name and the reason. A call that never left this
-/// side because its connection had just ended is sent again, once.
+/// side, because its connection had just ended or its tunnel was being renewed, is sent again, once.
 ///
 /// # Deadlines
-/// A request's timeout holds on this side too, for the whole call, streams included.
+/// A request's timeout holds on this side too, for the whole call, streams included; what has arrived by then and was not
+/// read is dropped. It ends the call `DEADLINE_EXCEEDED`, also where the peer was first to see it and says `CANCELLED`.
 #[derive(Clone)]
 pub struct TunnelChannel {
     route: Arc<dyn Route>,

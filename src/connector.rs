@@ -133,7 +133,8 @@ impl Connector {
     /// Opens one channel, for protocols other than gRPC.
     ///
     /// # Errors
-    /// [`DialError`]: no tunnel, or the peer refused or did not answer (10 s by default).
+    /// [`DialError`]: no tunnel, or the peer refused or did not answer (10 s by default). A dial that was refused because
+    /// the tunnel was being renewed is made again on the new one.
     ///
     /// # Cancel safety
     /// Safe, see the type.
