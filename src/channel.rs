@@ -165,7 +165,12 @@ impl TunnelChannel {
                     Some(unsent) if !retried => {
                         retried = true;
                         request = unsent;
-                        session = self.route.session()?;
+                        if session.is_closed() {
+                            session = match self.route.successor(&session).await {
+                                Some(successor) => successor,
+                                None => self.route.session()?,
+                            };
+                        }
                     }
                     _ => return Err(failed(&session, error.into_error())),
                 },

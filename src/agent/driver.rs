@@ -25,6 +25,10 @@ const RENEWED_TURN: Duration = Duration::from_secs(10);
 /// How long to leave a hub alone that did not take a renewal.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
+/// How long a dial that was refused waits for a new tunnel that may be the reason. The hub has offered it by then, and its
+/// word is on its way.
+const HANDOVER: Duration = Duration::from_secs(2);
+
 /// What an agent's handle, its driver and its dials share.
 pub(super) struct Shared {
     pub(super) id: AgentId,
@@ -148,20 +152,18 @@ impl Route for Shared {
     fn successor<'a>(&'a self, of: &'a Session) -> Successor<'a> {
         Box::pin(async move {
             let mut renewing = self.renewing.subscribe();
-            let renewed = async {
+            // Most dials that fail have another reason, and some callers have no runtime any more to wait in.
+            if *renewing.borrow_and_update() {
+                let limit = {
+                    let _inside = of.runtime.enter();
+                    tokio::time::sleep(HANDOVER)
+                };
                 tokio::select! {
+                    biased;
                     () = self.stopped() => {}
-                    _ = renewing.wait_for(|under_way| !under_way) => {}
+                    _ = renewing.changed() => {}
+                    () = limit => {} // what there is then has to do
                 }
-            };
-            let limit = {
-                // The caller may be outside of any runtime.
-                let _inside = of.runtime.enter();
-                tokio::time::sleep(of.open_timeout)
-            };
-            tokio::select! {
-                () = renewed => {}
-                () = limit => {} // what there is then has to do
             }
             next_after(of, self.session())
         })
@@ -190,7 +192,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                 renew_at = shared.renew_after;
             }
             () = worn_out(&session, renew_at) => {
-                shared.renewing.send_replace(true);
+                let under_way = Renewing::begin(&shared.renewing);
                 let renewed = tokio::select! {
                     () = shared.stopped() => return,
                     // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
@@ -199,7 +201,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                 if let Ok(new) = &renewed {
                     shared.adopt(new);
                 }
-                shared.renewing.send_replace(false);
+                drop(under_way);
                 match renewed {
                     Ok(new) => {
                         tracing::info!(agent = %shared.id, old = %session.id, new = %new.id, "tunnel renewed");
@@ -220,6 +222,22 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
             }
         }
         while draining.try_join_next().is_some() {}
+    }
+}
+
+/// Says that a renewal is under way, until it is dropped.
+struct Renewing<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Renewing<'a> {
+    fn begin(renewing: &'a watch::Sender<bool>) -> Self {
+        renewing.send_replace(true);
+        Self(renewing)
+    }
+}
+
+impl Drop for Renewing<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }
 

@@ -230,30 +230,29 @@ impl Ledger {
     }
 
     fn close_longest(&self) -> Verdict {
-        let mut channels = self.channels();
-        let longest = channels.iter().max_by_key(|(_, inbound)| inbound.balance()).map(|(id, _)| *id);
-        let Some(id) = longest else { return Verdict::Fine };
-        if let Some(inbound) = channels.remove(&id) {
-            // What it holds no longer counts as queued: the next message must not find the tunnel over its bound
-            // again. It is memory all the same until the reader lets go of it.
-            let held = signed(inbound.queued.swap(0, Ordering::AcqRel));
-            inbound.abandoned.store(held, Ordering::Release);
-            self.totals.refund(held);
-            let was_open = inbound.state.swap(OVERFLOWED, Ordering::AcqRel) == OPEN;
-            inbound.wake();
-            if self.totals.abandoned.fetch_add(held, Ordering::AcqRel) + held > self.limit.saturating_mul(2) {
-                return Verdict::End;
-            }
-            if !was_open {
-                return Verdict::Drop(id);
-            }
+        let longest = {
+            let channels = self.channels();
+            let longest = channels.iter().max_by_key(|(_, inbound)| inbound.balance());
+            longest.map(|(id, inbound)| (*id, inbound.clone()))
+        };
+        let Some((id, inbound)) = longest else { return Verdict::Fine };
+        // What it holds no longer counts as queued: the next message must not find the tunnel over its bound again. It is
+        // memory all the same until the reader lets go of it. More may come while russh still has something to send there.
+        let held = signed(inbound.queued.swap(0, Ordering::AcqRel));
+        inbound.abandoned.fetch_add(held, Ordering::AcqRel);
+        self.totals.refund(held);
+        let was_open = inbound.state.swap(OVERFLOWED, Ordering::AcqRel) == OPEN;
+        inbound.wake();
+        if self.totals.abandoned.fetch_add(held, Ordering::AcqRel) + held > self.limit.saturating_mul(2) {
+            return Verdict::End;
         }
-        Verdict::Close(id)
+        if was_open { Verdict::Close(id) } else { Verdict::Drop(id) }
     }
 
     /// The peer closed the channel. What it sent before that counts until it is read.
     pub(super) fn closed_by_peer(&self, id: ChannelId) {
-        if let Some(inbound) = self.channels().get(&id) {
+        let inbound = self.channels().get(&id).cloned();
+        if let Some(inbound) = inbound {
             inbound.close(CLOSED);
         }
     }
@@ -265,12 +264,15 @@ impl Ledger {
         if channels.get(&id).is_some_and(|known| Arc::ptr_eq(known, inbound)) {
             channels.remove(&id);
         }
+        // Whoever is woken must find the lock free.
+        drop(channels);
         inbound.close(CLOSED);
     }
 
     /// The tunnel ended.
     pub(super) fn close_all(&self) {
-        for (_, inbound) in self.channels().drain() {
+        let channels = std::mem::take(&mut *self.channels());
+        for inbound in channels.values() {
             inbound.close(CLOSED);
         }
     }
@@ -322,6 +324,7 @@ mod tests {
             verdicts.push(ledger.charge(id(n), 900).await);
         }
         assert_eq!(verdicts, [Verdict::Close(id(1)), Verdict::End]);
+        ledger.close_all();
         drop(kept);
         assert_eq!(ledger.totals.abandoned.load(Ordering::Relaxed), 0);
     }
@@ -336,6 +339,20 @@ mod tests {
         assert_eq!(ledger.charge(id(2), 100).await, Verdict::Drop(id(1)));
         assert!(hog.overflowed() && !other.closed());
         assert_eq!(ledger.charge(id(2), 100).await, Verdict::Fine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn account_that_was_given_up_is_found_again_and_still_counts() {
+        let ledger = Ledger::new(1000);
+        let first = ledger.open(id(1));
+        assert_eq!(ledger.charge(id(1), 900).await, Verdict::Close(id(1)));
+        assert!(ledger.open(id(1)).overflowed());
+        // As long as russh has something to send on a channel that this side closed, it takes what arrives there.
+        assert_eq!(ledger.charge(id(1), 900).await, Verdict::End);
+        ledger.forget(id(1), &first);
+        drop(first);
+        assert_eq!(ledger.totals.abandoned.load(Ordering::Relaxed), 0);
+        assert_eq!(ledger.totals.queued.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]

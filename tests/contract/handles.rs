@@ -92,6 +92,26 @@ async fn calls_do_not_depend_on_the_runtime_that_made_the_first() {
     soon("a call after its end", rig.client().unary(payload("z"))).await.expect("it succeeds");
 }
 
+/// Nor do they panic when the runtime that everything ran on is gone.
+#[test]
+fn calls_after_the_end_of_the_tunnels_runtime_are_unavailable() {
+    let first = tokio::runtime::Runtime::new().expect("a runtime");
+    let rig = first.block_on(Rig::start());
+    let (connector, mut client) = (rig.agent.connector(), EchoClient::new(rig.agent.channel()));
+    first.block_on(client.unary(payload("x"))).expect("an answer");
+    first.shutdown_timeout(Duration::from_secs(5));
+
+    let second = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    second.block_on(async {
+        for _ in 0..20 {
+            let error = soon("the error", connector.dial()).await.expect_err("no tunnel");
+            assert!(matches!(error, DialError::Disconnected { .. }), "{error}");
+            let status = soon("the status", client.unary(payload("y"))).await.expect_err("no tunnel");
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        }
+    });
+}
+
 /// The peer watches the deadline as well, and a tonic server calls its end "cancelled".
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadline_is_one_whichever_end_saw_it_first() {
