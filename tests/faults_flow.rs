@@ -261,6 +261,7 @@ async fn hubs_unread_channel_with_1000_messages_holds_up_nothing() {
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn unread_channel_with_100_000_messages_holds_up_nothing() {
+    let _alone = alone().await;
     unread(100_000, Deaf::Agent).await;
     unread(100_000, Deaf::Hub).await;
 }
@@ -530,6 +531,7 @@ async fn rejected_dials_that_are_given_up_leave_nothing() {
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn ten_thousand_dials_that_are_given_up_leave_nothing() {
+    let _alone = alone().await;
     // A tunnel that is not renewed lives for some thousand channels.
     for _ in 0..5 {
         cancelled_opens(1_000, Answer::Accepted).await;

@@ -115,6 +115,7 @@ async fn agent_that_returns_unnoticed_takes_its_place() {
 #[tokio::test]
 #[ignore = "long: cargo test --release -- --ignored"]
 async fn agent_takes_its_place_a_thousand_times() {
+    let _alone = alone().await;
     comes_back_unnoticed(1000).await;
 }
 
