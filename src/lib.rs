@@ -139,7 +139,7 @@
 //! | the same, of channels closed for it that their reader still holds | 128 MiB more; then the tunnel ends | the same |
 //! | received by HTTP/2 and not read | 28 MiB for each connection | [`tuning`] |
 //! | calls that a server takes on one connection | 256; more wait at the caller | [`tuning`] |
-//! | written and not sent | writes wait from 256 KiB for each tunnel; at 32 MiB (256 KiB before authentication), or after 30 s without a byte taken, it ends | |
+//! | written and not sent | writes wait from 256 KiB for each tunnel; at 32 MiB (32 KiB before authentication), or after 30 s without a byte taken, it ends | |
 //! | SSH requests on a channel | 16 KiB in all; then it is closed | |
 //! | closed channels | 1,024, so 4 MB, then the agent renews the tunnel; the hub ends it at 4,096 | [`AgentBuilder::renew_after`] |
 //! | events that a slow listener may be behind | 1,024; then it is told how many it missed | |

@@ -33,7 +33,7 @@ const QUEUE_MARK: usize = 256 * 1024;
 const QUEUE_CAP: usize = 32 * 1024 * 1024;
 
 /// A stranger gets no more than this: what a login sends is a few kilobytes.
-const STRANGER_QUEUE_CAP: usize = 256 * 1024;
+const STRANGER_QUEUE_CAP: usize = 32 * 1024;
 
 /// How long a peer may take no byte while some are waiting for it.
 const STALL: Duration = Duration::from_secs(30);
