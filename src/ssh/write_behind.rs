@@ -7,9 +7,10 @@
 //! that the queue stays short. What the channels have handed to the session counts until the session turns to its
 //! stream again: russh encrypts for as long as there is something to encrypt, and sends nothing meanwhile.
 //!
-//! A peer that lets the queue grow to [`QUEUE_CAP`] (or, before it has authenticated, to [`STRANGER_QUEUE_CAP`]) all the same, or that takes no byte for [`STALL`], loses the tunnel;
-//! so does one that is silent for too long. Not silent is one from which a byte arrives, or which takes what has waited
-//! for it: behind bulk on a slow path the answer to a keepalive may come late.
+//! A peer that lets the queue grow to [`QUEUE_CAP`] all the same (before it has authenticated: [`STRANGER_QUEUE_CAP`]), or
+//! that takes no byte for [`STALL`], loses the tunnel; so does one that is silent for too long. Not silent is one from
+//! which a byte arrives, or which takes what has waited for it: behind bulk on a slow path the answer to a keepalive may
+//! come late.
 
 use std::io;
 use std::pin::Pin;
