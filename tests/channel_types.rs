@@ -9,7 +9,7 @@ use common::peers::{Peer, go_peer, require_program, ssh_keygen};
 use common::raw::{self, Dialled, FakeHub};
 use common::rig::{AGENT, soon};
 use dialback::{Agent, AllowedKeys, DialError, HostKeys, Hub, PrivateKey};
-use russh::keys::PrivateKeyWithHashAlg;
+use russh::keys::{PrivateKeyWithHashAlg, ssh_key};
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, Error, Pty, Sig, client, server};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -72,12 +72,17 @@ async fn hub_without_a_server_says_that_nobody_listens() {
     assert!(matches!(opened, Err(Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed))), "{:?}", opened.err());
 }
 
-#[tokio::test]
-async fn hub_refuses_more_channels_than_it_allows() {
+/// A hub that allows so many channels to a tunnel, and the key of its agent.
+async fn hub_that_allows(channels: usize) -> (Hub, Arc<ssh_key::PrivateKey>) {
     let (key, ours) = raw::key();
     let allowed = AllowedKeys::new().allow(AGENT, ours.public_key()).expect("an id");
-    let hub = Hub::builder(PrivateKey::generate()).authorizer(allowed).max_channels(3);
-    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let hub = Hub::builder(PrivateKey::generate()).authorizer(allowed).max_channels(channels);
+    (hub.bind("127.0.0.1:0").await.expect("bind"), key)
+}
+
+#[tokio::test]
+async fn hub_refuses_more_channels_than_it_allows() {
+    let (hub, key) = hub_that_allows(3).await;
     let Dialled { handle, .. } = raw::log_in(hub.local_addr(), AGENT, &key).await;
     let mut open = Vec::new();
     for _ in 0..3 {
@@ -94,10 +99,7 @@ async fn hub_refuses_more_channels_than_it_allows() {
 /// A channel that was dropped with bytes left to send, for which the peer has no room, is still a channel.
 #[tokio::test]
 async fn channels_that_linger_count_among_those_allowed() {
-    let (key, ours) = raw::key();
-    let allowed = AllowedKeys::new().allow(AGENT, ours.public_key()).expect("an id");
-    let hub = Hub::builder(PrivateKey::generate()).authorizer(allowed).max_channels(8);
-    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let (hub, key) = hub_that_allows(8).await;
     let mut incoming = hub.incoming();
     tokio::spawn(async move {
         while let Some(Ok(mut io)) = incoming.next().await {

@@ -154,15 +154,11 @@ impl Route for Shared {
             let mut renewing = self.renewing.subscribe();
             // Most dials that fail have another reason, and some callers have no runtime any more to wait in.
             if *renewing.borrow_and_update() {
-                let limit = {
-                    let _inside = of.runtime.enter();
-                    tokio::time::sleep(HANDOVER)
-                };
                 tokio::select! {
                     biased;
                     () = self.stopped() => {}
                     _ = renewing.changed() => {}
-                    () = limit => {} // what there is then has to do
+                    () = of.sleep(HANDOVER) => {} // what there is then has to do
                 }
             }
             next_after(of, self.session())

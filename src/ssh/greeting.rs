@@ -60,6 +60,7 @@ impl<S> Greeted<S> {
         (self.fits)(&self.head[..self.len])
     }
 
+    /// So many bytes more have come.
     fn count(&mut self, len: usize) {
         match &mut self.begins {
             Some((left, _)) if *left > len => *left -= len,

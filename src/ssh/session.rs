@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use russh::{ChannelOpenFailure, client, server};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::Sleep;
 use tracing::Span;
 
 use super::client::ClientHandler;
@@ -134,11 +135,7 @@ impl Session {
             // Nobody may be waiting any more: then the channel is dropped here, which closes it.
             let _ = answer.send(result);
         });
-        // The caller may be outside of any runtime.
-        let limit = {
-            let _inside = self.runtime.enter();
-            tokio::time::sleep(self.open_timeout)
-        };
+        let limit = self.sleep(self.open_timeout);
         tokio::select! {
             biased;
             opened = opened => match opened {
@@ -168,6 +165,12 @@ impl Session {
             }
             Err(_) => Err(self.gone().await),
         }
+    }
+
+    /// A timer on the session's own runtime: the caller may be outside of any.
+    pub(crate) fn sleep(&self, duration: Duration) -> Sleep {
+        let _inside = self.runtime.enter();
+        tokio::time::sleep(duration)
     }
 
     /// Waits until the tunnel has ended, then says so as a failed dial.
