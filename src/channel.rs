@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::connector::{DialError, Route};
-use crate::ssh::Session;
+use crate::ssh::{Call, Session};
 use crate::tuning;
 
 /// The HTTP/2 connection that all of one side's own calls through a tunnel share.
@@ -100,9 +100,10 @@ async fn handshake(session: Arc<Session>) -> Result<SendRequest<Body>, DialError
 /// one side share one long-lived HTTP/2 connection for each tunnel, made by the first call. Cloning is cheap.
 ///
 /// # Errors
-/// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`]'s text; calls in
-/// flight when the tunnel is lost fail `UNAVAILABLE` with the agent's name and the reason. A call that never left this
-/// side, because its connection had just ended or its tunnel was being renewed, is sent again, once.
+/// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`]'s text, or
+/// [wait for one](TunnelChannel::wait_for_ready); calls in flight when the tunnel is lost fail `UNAVAILABLE` with the
+/// agent's name and the reason. A call that never reached the agent, because its tunnel has just ended, is being renewed
+/// or takes no more channels, is sent once more, on another tunnel if there is one.
 ///
 /// # Deadlines
 /// A request's timeout holds on this side too, for the whole call, streams included; what has arrived by then and was not
@@ -110,27 +111,33 @@ async fn handshake(session: Arc<Session>) -> Result<SendRequest<Body>, DialError
 #[derive(Clone)]
 pub struct TunnelChannel {
     route: Arc<dyn Route>,
-    authority: Authority,
+    /// How long a call waits for a tunnel when there is none.
+    patience: Option<Duration>,
 }
 
 impl TunnelChannel {
-    pub(crate) fn new(route: Arc<dyn Route>, name: &str) -> Self {
-        // Every agent id is a valid authority; the fallback is for the compiler.
-        let authority = name.parse().unwrap_or_else(|_| Authority::from_static("agent"));
-        Self { route, authority }
+    pub(crate) fn new(route: Arc<dyn Route>) -> Self {
+        Self { route, patience: None }
     }
 
-    fn prepare(&self, request: &mut Request<Body>) {
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(self.authority.clone());
-        parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
-        // Scheme, authority and path together are always a valid URI.
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    /// Lets a call that finds no tunnel wait for one, for so long, in place of failing at once. gRPC calls this
+    /// wait-for-ready. A call's own deadline holds meanwhile.
+    #[must_use]
+    pub fn wait_for_ready(mut self, limit: Duration) -> Self {
+        self.patience = Some(limit);
+        self
     }
 
-    async fn send(self, mut request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
-        self.prepare(&mut request);
+    /// The tunnel for a call, which counts from here on.
+    async fn take(&self) -> Result<Call, DialError> {
+        let session = match (self.route.session(), self.patience) {
+            (Err(error), Some(limit)) if error.may_pass() => self.route.wait(limit).await,
+            (found, _) => found,
+        }?;
+        session.begin_call()
+    }
+
+    async fn send(self, request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
         let deadline = timeout_of(request.headers()).map(|timeout| Instant::now() + timeout);
         let sent = match deadline {
             None => self.send_once_or_twice(request).await,
@@ -138,45 +145,54 @@ impl TunnelChannel {
                 tokio::time::timeout_at(at, self.send_once_or_twice(request)).await.unwrap_or_else(|_| Err(expired()))
             }
         };
-        let (session, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
+        let (call, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
         mend(response.headers_mut(), deadline);
         let deadline = deadline.map(tokio::time::sleep_until);
-        Ok(response.map(|incoming| ResponseBody { incoming: Some(incoming), deadline, session }))
+        Ok(response.map(|incoming| ResponseBody { incoming: Some(incoming), deadline, call }))
     }
 
-    async fn send_once_or_twice(
-        &self,
-        mut request: Request<Body>,
-    ) -> Result<(Arc<Session>, Response<Incoming>), Status> {
+    /// A call that never reached an agent is sent once more, on another tunnel if there is one.
+    async fn send_once_or_twice(&self, mut request: Request<Body>) -> Result<(Call, Response<Incoming>), Status> {
+        let mut call = self.take().await?;
         let mut retried = false;
-        let mut session = self.route.session()?;
         loop {
-            let mut sender = match session.shared.get(&session).await {
-                Err(error) if error.may_be_renewal() && !retried => {
+            let session = call.session();
+            let mut sender = match session.shared.get(session).await {
+                Err(error) if error.is_of_one_tunnel() && !retried => {
                     retried = true;
-                    session = self.route.successor(&session).await.ok_or(error)?;
+                    call = self.route.successor(session).await.ok_or(error)?.begin_call()?;
                     continue;
                 }
                 sender => sender?,
             };
+            address(&mut request, &session.authority);
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((session, response)),
+                Ok(response) => return Ok((call, response)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if !retried => {
                         retried = true;
                         request = unsent;
-                        if session.is_closed() {
-                            session = match self.route.successor(&session).await {
-                                Some(successor) => successor,
-                                None => self.route.session()?,
-                            };
+                        match self.route.successor(session).await {
+                            Some(successor) => call = successor.begin_call()?,
+                            None if session.is_closed() => call = self.take().await?,
+                            None => {}
                         }
                     }
-                    _ => return Err(failed(&session, error.into_error())),
+                    _ => return Err(failed(session, error.into_error())),
                 },
             }
         }
     }
+}
+
+/// Every request goes to the peer at the other end of the tunnel, under the name that it has there.
+fn address(request: &mut Request<Body>, authority: &Authority) {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority.clone());
+    parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
+    // Scheme, authority and path together are always a valid URI.
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }
 
 impl Service<Request<Body>> for TunnelChannel {
@@ -195,7 +211,7 @@ impl Service<Request<Body>> for TunnelChannel {
 
 impl fmt::Debug for TunnelChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TunnelChannel").field("authority", &self.authority).finish_non_exhaustive()
+        f.debug_struct("TunnelChannel").field("patience", &self.patience).finish_non_exhaustive()
     }
 }
 
@@ -260,7 +276,7 @@ pin_project! {
         incoming: Option<Incoming>,
         #[pin]
         deadline: Option<Sleep>,
-        session: Arc<Session>,
+        call: Call,
     }
 }
 
@@ -287,7 +303,7 @@ impl http_body::Body for ResponseBody {
                 }
                 Some(Err(error)) => {
                     this.incoming.set(None);
-                    Some(Err(status_at_deadline(failed(this.session, error), deadline)))
+                    Some(Err(status_at_deadline(failed(this.call.session(), error), deadline)))
                 }
                 None => None,
             });

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use crate::time::{Utc, unix_seconds};
+
 /// Why a tunnel ended.
 ///
 /// The text of [`Display`](fmt::Display) completes the sentence "the tunnel ended: …"; what a peer sent is escaped.
@@ -32,6 +34,11 @@ pub enum CloseReason {
     },
     /// The same agent opened a newer tunnel, which took this one's place.
     Replaced,
+    /// The agent may not be what it was granted any more: its key or certificate was revoked, removed or has expired.
+    Revoked {
+        /// Why.
+        reason: String,
+    },
     /// The peer broke the protocol.
     Protocol {
         /// What it did.
@@ -50,6 +57,15 @@ impl CloseReason {
         let message: String = message.chars().take(200).flat_map(char::escape_debug).collect();
         Self::ClosedByPeer { message: (!message.is_empty()).then_some(message) }
     }
+
+    /// What the peer is told.
+    pub(crate) fn farewell(&self) -> String {
+        match self {
+            // Whoever is refused is not told why.
+            Self::Revoked { .. } => "no longer authorized".into(),
+            reason => reason.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for CloseReason {
@@ -64,6 +80,7 @@ impl fmt::Display for CloseReason {
             Self::Stalled { after } if after.is_zero() => f.write_str("the peer does not read what is sent to it"),
             Self::Stalled { after } => write!(f, "the peer took no data for {} s", after.as_secs()),
             Self::Replaced => f.write_str("replaced by a newer tunnel of the same agent"),
+            Self::Revoked { reason } => write!(f, "no longer authorized: {reason}"),
             Self::Protocol { error } => write!(f, "protocol error: {error}"),
             Self::Refused { reason } => write!(f, "refused: {reason}"),
         }
@@ -83,6 +100,12 @@ pub struct Disconnected {
 impl Disconnected {
     pub(crate) fn now(reason: CloseReason) -> Self {
         Self { reason, at: SystemTime::now() }
+    }
+
+    /// When, in words: the time, and how long ago that is.
+    pub(crate) fn since(&self) -> String {
+        let ago = self.at.elapsed().unwrap_or_default().as_secs();
+        format!("{} ({ago} s)", Utc(unix_seconds(self.at)))
     }
 }
 

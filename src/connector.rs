@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use tonic::Code;
 use tower_service::Service;
 
 use crate::close::Disconnected;
@@ -17,7 +18,7 @@ use crate::ssh::{Session, TunnelIo};
 
 /// Why a dial through a tunnel failed.
 ///
-/// Becomes a [`tonic::Status`] with code `UNAVAILABLE`.
+/// Becomes a [`tonic::Status`] with code `UNAVAILABLE`, if nothing else is said.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
@@ -28,7 +29,7 @@ pub enum DialError {
         agent: AgentId,
     },
     /// The tunnel ended.
-    #[error("the tunnel of agent `{agent}` ended: {gone}")]
+    #[error("agent `{agent}` is away since {}: the tunnel ended: {gone}", gone.since())]
     Disconnected {
         /// The agent.
         agent: AgentId,
@@ -63,39 +64,79 @@ pub enum DialError {
         /// The deadline.
         after: Duration,
     },
-    /// This side's hub or agent was shut down.
-    #[error("agent `{agent}`: this side was shut down")]
-    Shutdown {
+    /// No agent that can be called has what was asked for.
+    #[error("{wanted} is not connected")]
+    NoneMatches {
+        /// What was asked for: a key, a label, or any agent.
+        wanted: String,
+    },
+    /// The agent has as many channels open as it may. Its code is `RESOURCE_EXHAUSTED`.
+    #[error("agent `{agent}` has {limit} channels open, which is the limit")]
+    TooManyChannels {
         /// The agent.
         agent: AgentId,
+        /// The limit, of one tunnel.
+        limit: usize,
+    },
+    /// The agent has as many calls in flight as it may. Its code is `RESOURCE_EXHAUSTED`.
+    #[error("agent `{agent}` has {limit} calls in flight, which is the limit")]
+    TooManyCalls {
+        /// The agent.
+        agent: AgentId,
+        /// The limit, of all its tunnels together.
+        limit: usize,
+    },
+    /// This side's hub or agent was shut down.
+    #[error("{wanted}: this side was shut down")]
+    Shutdown {
+        /// What was asked for.
+        wanted: String,
     },
 }
 
 impl DialError {
-    /// Whether the reason may be that the tunnel is being renewed: then the new one is to be dialled.
-    pub(crate) fn may_be_renewal(&self) -> bool {
-        matches!(self, Self::Draining { .. } | Self::Rejected { .. } | Self::Disconnected { .. })
+    /// Whether it concerns this tunnel alone, so that another is worth a try: a newer one of the agent, or another agent's.
+    pub(crate) fn is_of_one_tunnel(&self) -> bool {
+        !matches!(
+            self,
+            Self::Shutdown { .. } | Self::NoneMatches { .. } | Self::NotConnected { .. } | Self::NotReady { .. }
+        )
+    }
+
+    /// Whether time may cure it.
+    pub(crate) fn may_pass(&self) -> bool {
+        !matches!(self, Self::Shutdown { .. })
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::TooManyChannels { .. } | Self::TooManyCalls { .. } => Code::ResourceExhausted,
+            _ => Code::Unavailable,
+        }
     }
 }
 
 impl From<DialError> for tonic::Status {
     fn from(error: DialError) -> Self {
-        let mut status = Self::unavailable(error.to_string());
+        let mut status = Self::new(error.code(), error.to_string());
         status.set_source(Arc::new(error));
         status
     }
 }
 
-pub(crate) type Successor<'a> = Pin<Box<dyn Future<Output = Option<Arc<Session>>> + Send + 'a>>;
+pub(crate) type Found<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Finds the tunnel to dial, at each dial.
 pub(crate) trait Route: Send + Sync {
     fn session(&self) -> Result<Arc<Session>, DialError>;
 
-    /// The tunnel that has taken the place of one that refused a dial, or is about to; none if that one has no successor.
-    fn successor<'a>(&'a self, of: &'a Session) -> Successor<'a> {
+    /// Another tunnel, when one has failed: one that has taken its place, or is about to, or any that will do as well.
+    fn successor<'a>(&'a self, of: &'a Session) -> Found<'a, Option<Arc<Session>>> {
         Box::pin(std::future::ready(next_after(of, self.session())))
     }
+
+    /// Waits for a tunnel, for so long.
+    fn wait(&self, limit: Duration) -> Found<'_, Result<Arc<Session>, DialError>>;
 }
 
 /// What was found, if it is another tunnel.
@@ -109,6 +150,10 @@ pub(crate) struct Pinned(pub(crate) Arc<Session>);
 impl Route for Pinned {
     fn session(&self) -> Result<Arc<Session>, DialError> {
         Ok(self.0.clone())
+    }
+
+    fn wait(&self, _: Duration) -> Found<'_, Result<Arc<Session>, DialError>> {
+        Box::pin(std::future::ready(self.session()))
     }
 }
 
@@ -133,15 +178,15 @@ impl Connector {
     /// Opens one channel, for protocols other than gRPC.
     ///
     /// # Errors
-    /// [`DialError`]: no tunnel, or the peer refused or did not answer (10 s by default). A dial that was refused because
-    /// the tunnel was being renewed is made again on the new one.
+    /// [`DialError`]: no tunnel, or the peer refused or did not answer (10 s by default). A dial that fails is made once
+    /// more if there is another tunnel that will do: one that renewed the first, or one of the same pool.
     ///
     /// # Cancel safety
     /// Safe, see the type.
     pub async fn dial(&self) -> Result<TunnelIo, DialError> {
         let session = self.route.session()?;
         match session.open().await {
-            Err(error) if error.may_be_renewal() => match self.route.successor(&session).await {
+            Err(error) if error.is_of_one_tunnel() => match self.route.successor(&session).await {
                 Some(successor) => successor.open().await,
                 None => Err(error),
             },

@@ -162,8 +162,10 @@ mod connector;
 mod hub;
 mod id;
 mod incoming;
+mod labels;
 mod ssh;
 pub mod stats;
+mod time;
 pub mod tuning;
 mod tunnel;
 
@@ -171,9 +173,12 @@ pub use agent::{Agent, AgentBuilder, AgentStatus, ConnectError};
 pub use channel::{ResponseBody, TunnelChannel};
 pub use close::{CloseReason, Disconnected};
 pub use connector::{Connector, DialError};
-pub use hub::{BindError, EventsError, Hub, HubBuilder, HubEvent, HubEvents, Tunnel, WaitError};
+pub use hub::{
+    Balance, BindError, EventsError, Hub, HubBuilder, HubEvent, HubEvents, Tunnel, TunnelInfo, TunnelPolicy, WaitError,
+};
 pub use id::{AgentId, InvalidAgentId};
 pub use incoming::Incoming;
+pub use labels::InvalidLabel;
 pub use ssh::{
     AllowedKeys, AuthError, AuthorizedKeys, AuthorizedKeysError, Authorizer, Certificate, CertificateProblem, Claim,
     Credential, Denied, FileLine, ForwardRequest, Grant, HostKeyError, HostKeys, HostKeysError, Identity,

@@ -297,7 +297,7 @@ async fn tunnel_closed_here_says_so() {
 
 #[track_caller]
 fn assert_shutdown(error: &DialError) {
-    assert!(matches!(error, DialError::Shutdown { agent } if agent.as_str() == AGENT), "{error:?}");
+    assert!(matches!(error, DialError::Shutdown { .. }), "{error:?}");
     assert_names(error, &[AGENT, "shut down"]);
 }
 

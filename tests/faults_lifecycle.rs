@@ -22,7 +22,9 @@ use common::{
     proxy::{Cut, Proxy, Way},
     rig::{AGENT, BRISK, Rig, serve, soon},
 };
-use dialback::{Agent, AllowedKeys, CloseReason, ConnectError, DialError, HostKeys, Hub, HubEvent, PrivateKey};
+use dialback::{
+    Agent, AllowedKeys, CloseReason, ConnectError, DialError, HostKeys, Hub, HubEvent, PrivateKey, TunnelPolicy,
+};
 use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::StreamExt;
 use tonic::Code;
@@ -58,7 +60,7 @@ async fn killed_agent_leaves_no_call_and_no_socket() {
 /// B4: the agent is back before the hub has noticed that its old tunnel is dead.
 async fn comes_back_unnoticed(rounds: usize) {
     let keys = Keys::new();
-    let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let hub = keys.hub().tunnel_policy(TunnelPolicy::Replace).bind("127.0.0.1:0").await.unwrap();
     // An old agent that learns that it was replaced must not come back in turn.
     let connect = || keys.agent().backoff(3600 * SECOND, 3600 * SECOND, SECOND).connect(hub.local_addr().to_string());
     let mut agent = connect().await.unwrap();
@@ -123,7 +125,7 @@ async fn agent_takes_its_place_a_thousand_times() {
 #[tokio::test]
 async fn calls_on_a_replaced_tunnel_finish() {
     let keys = Keys::new();
-    let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let hub = keys.hub().tunnel_policy(TunnelPolicy::Replace).bind("127.0.0.1:0").await.unwrap();
     let connect = || keys.agent().backoff(3600 * SECOND, 3600 * SECOND, SECOND).connect(hub.local_addr().to_string());
     let old = connect().await.unwrap();
     let echo = Echo::default();

@@ -24,6 +24,11 @@ impl Backoff {
         Self { min, max: max.max(min), stable, attempt: 0 }
     }
 
+    /// The same waits, from the first.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.min, self.max, self.stable)
+    }
+
     /// The tunnel stood for `stood` before it was lost.
     pub(crate) fn lost_after(&mut self, stood: Duration) {
         if stood >= self.stable {

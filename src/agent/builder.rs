@@ -11,7 +11,11 @@ use super::error::ConnectError;
 use crate::carrier::tcp::HostPort;
 use crate::id::AgentId;
 use crate::incoming::Acceptor;
+use crate::labels::{self, Labels};
 use crate::ssh::{ForwardRequest, HostKeys, Identity, Login, RENEW_AFTER, Session, TunnelConfig};
+
+/// A hub allows an agent twice as many, for those that are being renewed.
+const TUNNELS_MAX: u16 = 8;
 
 /// Sets up an [`Agent`]. What is required: an id, a key, and how to recognise the hub.
 #[must_use = "a builder does nothing until `connect`"]
@@ -23,6 +27,8 @@ pub struct AgentBuilder {
     forward: ForwardRequest,
     backoff: Backoff,
     renew_after: u64,
+    labels: Vec<(String, String)>,
+    tunnels: u16,
 }
 
 impl Agent {
@@ -36,6 +42,8 @@ impl Agent {
             forward: ForwardRequest::default(),
             backoff: Backoff::default(),
             renew_after: RENEW_AFTER,
+            labels: Vec::new(),
+            tunnels: 1,
         }
     }
 }
@@ -108,7 +116,25 @@ impl AgentBuilder {
         self
     }
 
-    /// Connects, once; from then on the agent keeps the tunnel standing by itself.
+    /// What the agent says of itself, for a hub that chooses agents by it; a hub takes only labels that its authorizer
+    /// [accepts](crate::Grant::accept_labels). At most 32, with names of `A-Z a-z 0-9 . _ - /`.
+    ///
+    /// With labels the agent asks to be dialled on the path `/grpc-tunnel?name=value&…`, so a hub that is not of this
+    /// crate has to know that.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.push((name.into(), value.into()));
+        self
+    }
+
+    /// How many connections the agent opens at once. Default: 1; at most 8. More help where one core cannot encrypt all
+    /// that goes through: each is a tunnel of its own, and a hub spreads its calls over all of them.
+    pub fn tunnels(mut self, tunnels: u16) -> Self {
+        self.tunnels = tunnels.clamp(1, TUNNELS_MAX);
+        self
+    }
+
+    /// Connects, once; from then on the agent keeps the tunnel standing by itself. Of several
+    /// [`tunnels`](AgentBuilder::tunnels) this waits for the first.
     ///
     /// # Errors
     /// [`ConnectError`] says what is misconfigured or unreachable, and what to do.
@@ -117,7 +143,7 @@ impl AgentBuilder {
     /// Safe: dropping the future drops the connection.
     pub async fn connect(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
         let (shared, backoff) = self.prepare(hub.into())?;
-        let session = shared.connect_once().await?;
+        let session = shared.connect_once(0).await?;
         Ok(start(shared, session, backoff))
     }
 
@@ -132,7 +158,7 @@ impl AgentBuilder {
     pub async fn connect_when_available(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
         let (shared, mut backoff) = self.prepare(hub.into())?;
         loop {
-            match shared.connect_once().await {
+            match shared.connect_once(0).await {
                 Ok(session) => return Ok(start(shared, session, backoff)),
                 Err(error) if error.is_transient() => {
                     let wait = backoff.next(rand::random());
@@ -146,6 +172,10 @@ impl AgentBuilder {
 
     fn prepare(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
         let id: AgentId = self.id.parse()?;
+        let mut labels = Labels::new();
+        for (name, value) in self.labels {
+            labels::add(&mut labels, name, value)?;
+        }
         let address = HostPort::parse(&hub).ok_or_else(|| ConnectError::InvalidAddress { given: hub.clone() })?;
         let login = Login {
             hub: address,
@@ -154,15 +184,19 @@ impl AgentBuilder {
             config: self.config,
             acceptor: Arc::new(Acceptor::new()),
             forward: self.forward,
+            labels,
+            instance: rand::random(),
         };
-        Ok((Arc::new(Shared::new(id, hub, login, self.renew_after)), self.backoff))
+        Ok((Arc::new(Shared::new(id, hub, login, self.renew_after, self.tunnels)), self.backoff))
     }
 }
 
 fn start(shared: Arc<Shared>, session: Arc<Session>, backoff: Backoff) -> Agent {
-    shared.adopt(&session);
-    let driver = tokio::spawn(driver::run(shared.clone(), session, backoff));
-    Agent { shared, driver }
+    shared.adopt(0, &session);
+    let mut first = Some(session);
+    let drivers =
+        (0..shared.slots()).map(|slot| tokio::spawn(driver::run(shared.clone(), slot, first.take(), backoff.fresh())));
+    Agent { drivers: drivers.collect(), shared }
 }
 
 impl fmt::Debug for AgentBuilder {

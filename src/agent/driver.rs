@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use http::uri::Authority;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -11,7 +13,7 @@ use super::error::ConnectError;
 use super::status::AgentStatus;
 use crate::carrier::tcp::{self, DialFailure};
 use crate::close::CloseReason;
-use crate::connector::{DialError, Route, Successor, next_after};
+use crate::connector::{DialError, Found, Route};
 use crate::id::AgentId;
 use crate::ssh::{self, Login, Session, SessionParts};
 use crate::tunnel::TunnelId;
@@ -29,7 +31,7 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 /// word is on its way.
 const HANDOVER: Duration = Duration::from_secs(2);
 
-/// What an agent's handle, its driver and its dials share.
+/// What an agent's handle, its drivers and its dials share.
 pub(super) struct Shared {
     pub(super) id: AgentId,
     pub(super) hub: String,
@@ -37,20 +39,41 @@ pub(super) struct Shared {
     pub(super) renew_after: u64,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) stop: watch::Sender<bool>,
-    /// A tunnel is being made to take the place of one that stands.
-    renewing: watch::Sender<bool>,
+    /// How many tunnels are being made to take the place of one that stands.
+    renewing: watch::Sender<usize>,
     sessions: Mutex<Sessions>,
+    /// For timers of callers that have no runtime of their own.
+    runtime: Handle,
 }
 
-#[derive(Default)]
 struct Sessions {
-    current: Option<Arc<Session>>,
+    slots: Vec<Slot>,
     /// Renewed, and finishing their calls.
     draining: Vec<Arc<Session>>,
 }
 
+/// One of the tunnels that an agent keeps standing.
+#[derive(Clone, Default)]
+struct Slot {
+    current: Option<Arc<Session>>,
+    /// Set while it stands.
+    status: Option<AgentStatus>,
+}
+
+impl Sessions {
+    /// The status of the first tunnel that stands, and how many do.
+    fn standing(&self) -> Option<AgentStatus> {
+        let mut standing = self.slots.iter().filter_map(|slot| slot.status.clone());
+        let mut first = standing.next()?;
+        if let AgentStatus::Connected { tunnels, .. } = &mut first {
+            *tunnels = 1 + standing.count();
+        }
+        Some(first)
+    }
+}
+
 impl Shared {
-    pub(super) fn new(id: AgentId, hub: String, login: Login, renew_after: u64) -> Self {
+    pub(super) fn new(id: AgentId, hub: String, login: Login, renew_after: u64, slots: u16) -> Self {
         let first = AgentStatus::Connecting { attempt: 1, next_try: Duration::ZERO, last_error: None };
         Self {
             id,
@@ -59,8 +82,9 @@ impl Shared {
             renew_after,
             status: watch::Sender::new(first),
             stop: watch::Sender::new(false),
-            renewing: watch::Sender::new(false),
-            sessions: Mutex::default(),
+            renewing: watch::Sender::new(0),
+            sessions: Mutex::new(Sessions { slots: vec![Slot::default(); usize::from(slots)], draining: Vec::new() }),
+            runtime: Handle::current(),
         }
     }
 
@@ -68,20 +92,30 @@ impl Shared {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn current(&self) -> Option<Arc<Session>> {
-        self.lock().current.clone()
+    /// How many tunnels the agent keeps standing.
+    pub(super) fn slots(&self) -> u16 {
+        u16::try_from(self.lock().slots.len()).unwrap_or(u16::MAX)
     }
 
-    /// Every session that lives: the current one, and those it replaced.
+    /// The tunnel to dial, but not `except`: of those that stand the least busy; else one that has ended.
+    fn pick(&self, except: Option<TunnelId>) -> Option<Arc<Session>> {
+        let sessions = self.lock();
+        let current = sessions.slots.iter().filter_map(|slot| slot.current.as_ref());
+        let others = current.filter(|session| Some(session.id) != except);
+        others.min_by_key(|session| (session.is_closed(), session.calls())).cloned()
+    }
+
+    /// Every session that lives: the current ones, and those they replaced.
     pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
         let mut sessions = self.lock();
         sessions.draining.retain(|old| !old.is_closed());
-        sessions.draining.iter().chain(&sessions.current).cloned().collect()
+        let current = sessions.slots.iter().filter_map(|slot| slot.current.as_ref());
+        sessions.draining.iter().chain(current).cloned().collect()
     }
 
-    /// Makes a session the one to dial, and says so; the one before, if it lives, is to be drained. A session that comes
-    /// after the agent was told to stop is closed.
-    pub(super) fn adopt(&self, session: &Arc<Session>) {
+    /// Makes a session the one to dial in its slot, and says so; the one before, if it lives, is to be drained. A session
+    /// that comes after the agent was told to stop is closed.
+    pub(super) fn adopt(&self, slot: u16, session: &Arc<Session>) {
         let mut sessions = self.lock();
         // Whoever stops the agent says so first, and then takes this lock.
         if *self.stop.borrow() {
@@ -90,16 +124,31 @@ impl Shared {
             return;
         }
         sessions.draining.retain(|old| !old.is_closed());
-        let old = sessions.current.replace(session.clone()).filter(|old| !old.is_closed());
-        sessions.draining.extend(old);
+        let slot = &mut sessions.slots[usize::from(slot)];
+        let old = slot.current.replace(session.clone()).filter(|old| !old.is_closed());
         let since = SystemTime::now();
-        self.say(AgentStatus::Connected { since, hub: self.hub.clone(), tunnel_id: session.id });
+        slot.status = Some(AgentStatus::Connected { since, hub: self.hub.clone(), tunnel_id: session.id, tunnels: 1 });
+        sessions.draining.extend(old);
+        if let Some(status) = sessions.standing() {
+            self.publish(status);
+        }
         drop(sessions);
         session.span.in_scope(|| tracing::info!(hub = self.hub, "tunnel opened"));
     }
 
-    /// Tells the user, unless the last word has been said.
-    fn say(&self, status: AgentStatus) {
+    /// Tells the user how it is with a tunnel that does not stand; what stands is told first.
+    fn say(&self, slot: u16, status: AgentStatus) {
+        let mut sessions = self.lock();
+        let stood = sessions.slots[usize::from(slot)].status.take().is_some();
+        match sessions.standing() {
+            Some(standing) if stood => self.publish(standing),
+            Some(_) => {}
+            None => self.publish(status),
+        }
+    }
+
+    /// Unless the last word has been said.
+    fn publish(&self, status: AgentStatus) {
         self.status.send_if_modified(|now| {
             let stopped = matches!(now, AgentStatus::Stopped);
             if !stopped {
@@ -110,7 +159,7 @@ impl Shared {
     }
 
     /// One attempt: resolves, dials, logs in.
-    pub(super) async fn connect_once(&self) -> Result<Arc<Session>, ConnectError> {
+    pub(super) async fn connect_once(&self, slot: u16) -> Result<Arc<Session>, ConnectError> {
         let hub = &self.hub;
         let timeout = self.login.config.login_timeout;
         let (stream, peer) = tcp::dial(&self.login.hub, timeout).await.map_err(|failure| match failure {
@@ -126,9 +175,11 @@ impl Shared {
             carrier: Arc::default(),
             window: self.login.config.window,
             open_timeout: self.login.config.open_timeout,
+            max_channels: self.login.config.max_channels,
+            authority: Authority::from_static("hub"),
             span: tracing::info_span!("tunnel", agent = %self.id, %id, %peer),
         };
-        let session = ssh::connect(stream, parts, &self.login).await;
+        let session = ssh::connect(stream, parts, &self.login, slot).await;
         session.map_err(|error| ConnectError::from_login(error, hub, self.id.as_str()))
     }
 }
@@ -143,31 +194,57 @@ impl Shared {
 impl Route for Shared {
     fn session(&self) -> Result<Arc<Session>, DialError> {
         if *self.stop.borrow() {
-            return Err(DialError::Shutdown { agent: self.id.clone() });
+            return Err(DialError::Shutdown { wanted: format!("agent `{}`", self.id) });
         }
-        self.current().ok_or_else(|| DialError::NotConnected { agent: self.id.clone() })
+        self.pick(None).ok_or_else(|| DialError::NotConnected { agent: self.id.clone() })
     }
 
     /// A hub that has been offered a new tunnel refuses channels on the old one, before this side knows of its answer.
-    fn successor<'a>(&'a self, of: &'a Session) -> Successor<'a> {
+    fn successor<'a>(&'a self, of: &'a Session) -> Found<'a, Option<Arc<Session>>> {
         Box::pin(async move {
             let mut renewing = self.renewing.subscribe();
+            let other = || self.pick(Some(of.id)).filter(|other| !other.is_closed());
             // Most dials that fail have another reason, and some callers have no runtime any more to wait in.
-            if *renewing.borrow_and_update() {
+            while other().is_none() && *renewing.borrow_and_update() > 0 {
                 tokio::select! {
                     biased;
-                    () = self.stopped() => {}
+                    () = self.stopped() => break,
                     _ = renewing.changed() => {}
-                    () = of.sleep(HANDOVER) => {} // what there is then has to do
+                    () = of.sleep(HANDOVER) => break, // what there is then has to do
                 }
             }
-            next_after(of, self.session())
+            let current = if *self.stop.borrow() { None } else { self.pick(Some(of.id)) };
+            current.filter(|other| !other.is_closed())
+        })
+    }
+
+    fn wait(&self, limit: Duration) -> Found<'_, Result<Arc<Session>, DialError>> {
+        // The caller may be outside of any runtime.
+        let limit = {
+            let _inside = self.runtime.enter();
+            tokio::time::sleep(limit)
+        };
+        Box::pin(async move {
+            let mut status = self.status.subscribe();
+            tokio::select! {
+                // The sender lives in `self`.
+                _ = status.wait_for(|status| matches!(status, AgentStatus::Connected { .. } | AgentStatus::Stopped)) => {}
+                () = limit => {}
+            }
+            self.session()
         })
     }
 }
 
-/// Watches over the first session and every later one, until told to stop.
-pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut backoff: Backoff) {
+/// Keeps the tunnel of one slot standing, until told to stop; the first agent's slot begins with a session.
+pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Session>>, mut backoff: Backoff) {
+    let mut session = match first {
+        Some(session) => session,
+        None => tokio::select! {
+            () = shared.stopped() => return,
+            session = connect_at_once(&shared, slot, &mut backoff) => session,
+        },
+    };
     let mut draining = JoinSet::new();
     let mut renew_at = shared.renew_after;
     let mut adopted = tokio::time::Instant::now();
@@ -176,14 +253,13 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
             () = shared.stopped() => return,
             gone = session.closed() => {
                 let lost = gone.to_string();
-                shared.say(AgentStatus::Disconnected { why: gone });
+                shared.say(slot, AgentStatus::Disconnected { why: gone });
                 backoff.lost_after(adopted.elapsed());
-                let reconnected = tokio::select! {
+                session = tokio::select! {
                     () = shared.stopped() => return,
-                    session = reconnect(&shared, &mut backoff, lost) => session,
+                    session = reconnect(&shared, slot, &mut backoff, lost) => session,
                 };
-                session = reconnected;
-                shared.adopt(&session);
+                shared.adopt(slot, &session);
                 adopted = tokio::time::Instant::now();
                 renew_at = shared.renew_after;
             }
@@ -192,10 +268,10 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
                 let renewed = tokio::select! {
                     () = shared.stopped() => return,
                     // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
-                    renewed = shared.connect_once() => renewed,
+                    renewed = shared.connect_once(slot) => renewed,
                 };
                 if let Ok(new) = &renewed {
-                    shared.adopt(new);
+                    shared.adopt(slot, new);
                 }
                 drop(under_way);
                 match renewed {
@@ -221,19 +297,32 @@ pub(super) async fn run(shared: Arc<Shared>, mut session: Arc<Session>, mut back
     }
 }
 
+/// Makes the first session of a slot beyond the first.
+async fn connect_at_once(shared: &Shared, slot: u16, backoff: &mut Backoff) -> Arc<Session> {
+    let session = match shared.connect_once(slot).await {
+        Ok(session) => session,
+        Err(error) => {
+            tracing::warn!(agent = %shared.id, slot, error = &error as &dyn std::error::Error, "cannot connect");
+            reconnect(shared, slot, backoff, with_causes(&error)).await
+        }
+    };
+    shared.adopt(slot, &session);
+    session
+}
+
 /// Says that a renewal is under way, until it is dropped.
-struct Renewing<'a>(&'a watch::Sender<bool>);
+struct Renewing<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Renewing<'a> {
-    fn begin(renewing: &'a watch::Sender<bool>) -> Self {
-        renewing.send_replace(true);
+    fn begin(renewing: &'a watch::Sender<usize>) -> Self {
+        renewing.send_modify(|n| *n += 1);
         Self(renewing)
     }
 }
 
 impl Drop for Renewing<'_> {
     fn drop(&mut self) {
-        self.0.send_replace(false);
+        self.0.send_modify(|n| *n -= 1);
     }
 }
 
@@ -247,15 +336,15 @@ async fn worn_out(session: &Session, limit: u64) {
 }
 
 /// Tries for ever. A watch shows only its last value, so what was `lost` is told again with the first attempt.
-pub(super) async fn reconnect(shared: &Shared, backoff: &mut Backoff, lost: String) -> Arc<Session> {
+async fn reconnect(shared: &Shared, slot: u16, backoff: &mut Backoff, lost: String) -> Arc<Session> {
     let mut last_error = Some(lost);
     for attempt in 1.. {
         let wait = backoff.next(rand::random());
         let status = |next_try| AgentStatus::Connecting { attempt, next_try, last_error: last_error.clone() };
-        shared.say(status(wait));
+        shared.say(slot, status(wait));
         tokio::time::sleep(wait).await;
-        shared.say(status(Duration::ZERO));
-        match shared.connect_once().await {
+        shared.say(slot, status(Duration::ZERO));
+        match shared.connect_once(slot).await {
             Ok(session) => return session,
             Err(error) => {
                 tracing::warn!(agent = %shared.id, hub = shared.hub, attempt, error = &error as &dyn std::error::Error, "cannot connect");

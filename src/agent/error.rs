@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::id::InvalidAgentId;
+use crate::labels::InvalidLabel;
 use crate::ssh::{AuthError, HostKeyError, LoginError};
 
 /// Why an agent cannot connect. [`is_transient`](ConnectError::is_transient) tells what time may cure.
@@ -13,6 +14,9 @@ pub enum ConnectError {
     /// The text is not an agent id.
     #[error(transparent)]
     InvalidAgentId(#[from] InvalidAgentId),
+    /// A label cannot be given.
+    #[error(transparent)]
+    InvalidLabel(#[from] InvalidLabel),
     /// The text is not `host:port`.
     #[error("`{}` is not a hub's address: write host:port, such as hub.example.com:2222", .given.escape_debug())]
     InvalidAddress {

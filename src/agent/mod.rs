@@ -56,7 +56,8 @@ const PEERS_TURN: Duration = Duration::from_secs(1);
 /// Closes the tunnel at once and stops reconnecting. [`Agent::shutdown`] is the polite way.
 pub struct Agent {
     shared: Arc<Shared>,
-    driver: JoinHandle<()>,
+    /// One for each tunnel.
+    drivers: Vec<JoinHandle<()>>,
 }
 
 impl Drop for Agent {
@@ -84,7 +85,7 @@ impl Agent {
 
     /// Calls to the hub's own services through the tunnel that stands at the moment, for any tonic stub.
     pub fn channel(&self) -> TunnelChannel {
-        TunnelChannel::new(self.shared.clone(), "hub")
+        TunnelChannel::new(self.shared.clone())
     }
 
     /// What the agent is doing, as it changes.
@@ -144,8 +145,8 @@ impl Agent {
 
     fn end(&self) {
         self.shared.login.acceptor.close();
-        // It stops by itself; what it was dialling ends with it.
-        self.driver.abort();
+        // They stop by themselves; what they were dialling ends with them.
+        self.drivers.iter().for_each(JoinHandle::abort);
         self.shared.status.send_replace(AgentStatus::Stopped);
     }
 }

@@ -17,14 +17,16 @@ use crate::tunnel::TunnelId;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum AgentStatus {
-    /// The tunnel stands.
+    /// A tunnel stands.
     Connected {
         /// Since when.
         since: SystemTime,
         /// The hub, as it was given to `connect`.
         hub: String,
-        /// The tunnel.
+        /// The tunnel; the first, if there are several.
         tunnel_id: TunnelId,
+        /// How many tunnels stand ([`AgentBuilder::tunnels`](crate::AgentBuilder::tunnels)).
+        tunnels: usize,
     },
     /// The tunnel was lost; trying again starts at once.
     Disconnected {

@@ -8,9 +8,11 @@ use std::time::Duration;
 use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio::sync::{Mutex, watch};
 
-use super::registry::{Registry, RegistryGate};
+use super::registry::{Registry, RegistryGate, Rules};
+use super::roster::{Balance, TunnelPolicy};
 use super::strangers::StrangerLimits;
-use super::{Hub, Inner, Stage, accept};
+use super::tunnel::TunnelInfo;
+use super::{Hub, Inner, Stage, accept, recheck};
 use crate::incoming::Acceptor;
 use crate::ssh::{self, Authorizer, Door, LoginConfig, PrivateKey, TunnelConfig};
 
@@ -22,7 +24,8 @@ pub struct HubBuilder {
     config: TunnelConfig,
     login: LoginConfig,
     limits: StrangerLimits,
-    drain_timeout: Duration,
+    rules: Rules,
+    max_unread: Option<usize>,
 }
 
 /// Why a hub could not start.
@@ -51,7 +54,8 @@ impl Hub {
             config: TunnelConfig::default(),
             login: LoginConfig::default(),
             limits: StrangerLimits::default(),
-            drain_timeout: Duration::from_secs(600),
+            rules: Rules::default(),
+            max_unread: None,
         }
     }
 }
@@ -111,7 +115,8 @@ impl HubBuilder {
         self
     }
 
-    /// How many channels an agent may have open in one tunnel. Default: 256.
+    /// How many channels one tunnel may have, the hub's and the agent's together; a dial beyond fails
+    /// `RESOURCE_EXHAUSTED`. Default: 256.
     pub fn max_channels(mut self, channels: usize) -> Self {
         self.config.max_channels = channels;
         self
@@ -134,7 +139,57 @@ impl HubBuilder {
 
     /// How long a tunnel that a newer one of its agent has replaced may finish its calls. Default: 10 minutes.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
-        self.drain_timeout = timeout;
+        self.rules.drain_timeout = timeout;
+        self
+    }
+
+    /// What becomes of several live tunnels of one agent id. Default: [`TunnelPolicy::Pool`].
+    pub fn tunnel_policy(mut self, policy: TunnelPolicy) -> Self {
+        self.rules.policy = policy;
+        self
+    }
+
+    /// Which of several tunnels a call takes. Default: [`Balance::LeastBusy`].
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.rules.balance = balance;
+        self
+    }
+
+    /// Groups tunnels by a key of your own, for [`Hub::channel_for`]: a site, a tenant, a version. Asked once for each
+    /// tunnel, when its agent can be called. Keys are the same when their texts are. Default: the agent's id.
+    ///
+    /// ```no_run
+    /// # use dialback::{AllowedKeys, Hub, PrivateKey};
+    /// # fn run(host_key: PrivateKey, allowed: AllowedKeys) -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::builder(host_key)
+    ///     .authorizer(allowed.accept_labels(["site"]))
+    ///     .affinity_key(|tunnel| tunnel.label("site").unwrap_or("nowhere").to_owned());
+    /// # Ok(()) }
+    /// ```
+    pub fn affinity_key<K: fmt::Display>(mut self, key: impl Fn(&TunnelInfo) -> K + Send + Sync + 'static) -> Self {
+        self.rules.affinity_key = Some(Arc::new(move |tunnel| key(tunnel).to_string()));
+        self
+    }
+
+    /// How many of the hub's calls an agent may have in flight, in all its tunnels; more fail `RESOURCE_EXHAUSTED`.
+    /// Default: 10,000.
+    pub fn max_calls(mut self, calls: usize) -> Self {
+        self.rules.max_calls = calls;
+        self
+    }
+
+    /// How many bytes an agent may have sent, in all its tunnels, that the hub has not read; then the channel with the
+    /// longest queue is closed. It comes before what HTTP/2 holds ([`tuning`](crate::tuning)). Default: twice the
+    /// [`window`](HubBuilder::window).
+    pub fn max_unread(mut self, bytes: usize) -> Self {
+        self.max_unread = Some(bytes);
+        self
+    }
+
+    /// Takes no reverse tunnels: agents may call the hub and are not called. An agent that
+    /// [requires](crate::ForwardRequest::Required) to be called is told so.
+    pub fn no_reverse(mut self) -> Self {
+        self.rules.no_reverse = true;
         self
     }
 
@@ -150,8 +205,10 @@ impl HubBuilder {
         let failed = |source| BindError::Listen { address: format!("{address:?}").replace('"', ""), source };
         let listener = TcpListener::bind(&address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        let registry = Arc::new(Registry::new(self.drain_timeout));
+        let max_unread = self.max_unread.unwrap_or(2 * self.config.window as usize);
+        let registry = Arc::new(Registry::new(Rules { max_unread, ..self.rules }));
         let acceptor = Arc::new(Acceptor::new());
+        let rechecking = tokio::spawn(recheck::run(registry.clone(), authorizer.clone())).abort_handle();
         let door = Arc::new(Door {
             russh: ssh::server_config(&self.config, &self.login, &self.host_keys),
             config: self.config,
@@ -165,7 +222,7 @@ impl HubBuilder {
         tracing::info!(address = %local_addr, "hub listens");
         let abort = task.abort_handle();
         let listener = Mutex::new(Some(task));
-        Ok(Hub { inner: Arc::new(Inner { local_addr, registry, acceptor, stage, listener, abort }) })
+        Ok(Hub { inner: Arc::new(Inner { local_addr, registry, acceptor, stage, listener, abort, rechecking }) })
     }
 }
 

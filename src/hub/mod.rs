@@ -3,28 +3,33 @@
 mod accept;
 mod builder;
 mod events;
+mod recheck;
 mod registry;
+mod roster;
 mod strangers;
+mod tunnel;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 pub use self::builder::{BindError, HubBuilder};
 pub use self::events::{EventsError, HubEvent, HubEvents};
+pub use self::roster::{Balance, TunnelPolicy};
+pub use self::tunnel::{Tunnel, TunnelInfo};
 
-use self::registry::{Registry, ToAgent};
+use self::registry::{Registry, ToAgents};
+use self::roster::Selector;
 use crate::channel::TunnelChannel;
-use crate::close::{CloseReason, Disconnected};
-use crate::connector::{Connector, DialError, Pinned};
-use crate::id::{AgentId, InvalidAgentId};
+use crate::close::CloseReason;
+use crate::connector::Connector;
+use crate::id::InvalidAgentId;
 use crate::incoming::{Acceptor, Incoming};
-use crate::ssh::{Proof, Session};
-use crate::tunnel::TunnelId;
+use crate::ssh::Session;
 
 /// The cloud side: accepts agents over SSH and calls them. Cloning is cheap.
 ///
@@ -54,7 +59,8 @@ struct Inner {
     acceptor: Arc<Acceptor>,
     stage: watch::Sender<Stage>,
     listener: Mutex<Option<JoinHandle<()>>>,
-    abort: tokio::task::AbortHandle,
+    abort: AbortHandle,
+    rechecking: AbortHandle,
 }
 
 /// How far a hub is with ending; it never goes back.
@@ -76,6 +82,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The listener's task owns every connection's.
         self.abort.abort();
+        self.rechecking.abort();
         self.acceptor.close();
     }
 }
@@ -86,7 +93,7 @@ impl Hub {
         self.inner.local_addr
     }
 
-    /// Waits until an agent can be called, and returns its tunnel; at once if it can be now.
+    /// Waits until an agent can be called, and returns its tunnel, or one of them; at once if it can be now.
     ///
     /// # Errors
     /// [`WaitError`]: the id is not one, or the hub was shut down.
@@ -94,47 +101,51 @@ impl Hub {
     /// # Cancel safety
     /// Safe: nothing is left behind. Put it under a timeout when waiting for ever is not wanted.
     pub async fn wait_for(&self, agent: &str) -> Result<Tunnel, WaitError> {
-        let agent: AgentId = agent.parse()?;
-        let mut changes = self.inner.registry.changes();
-        loop {
-            changes.mark_unchanged();
-            match self.inner.registry.find(&agent) {
-                Ok(session) if !session.is_closed() => return Ok(self.tunnel(session)),
-                Err(DialError::Shutdown { .. }) => return Err(WaitError::Shutdown),
-                Ok(_) | Err(_) => {}
-            }
-            // The sender lives in the registry that `self` holds.
-            let _ = changes.changed().await;
-        }
+        let found = self.inner.registry.wait_for(&Selector::Agent(agent.parse()?)).await;
+        found.map(|session| self.tunnel(session)).map_err(|_| WaitError::Shutdown)
     }
 
-    /// The tunnel on which an agent can be called now.
+    /// The tunnel on which an agent can be called now; one of them, if there are several.
     pub fn get(&self, agent: &str) -> Option<Tunnel> {
-        let session = self.inner.registry.find(&agent.parse().ok()?).ok()?;
-        (!session.is_closed()).then(|| self.tunnel(session))
+        let session = self.inner.registry.find(&Selector::Agent(agent.parse().ok()?)).ok()?;
+        Some(self.tunnel(session))
     }
 
     /// Every tunnel that is not closing, in no order: a snapshot.
     pub fn tunnels(&self) -> Vec<Tunnel> {
         let tunnels = self.inner.registry.tunnels();
-        tunnels.into_iter().map(|(session, proof)| Tunnel { session, proof: Some(proof) }).collect()
+        tunnels.into_iter().map(|(session, labels)| Tunnel { session, labels }).collect()
     }
 
-    /// Calls to an agent, for any tonic stub: each goes through the tunnel that the agent has at that moment.
+    /// Calls to an agent, for any tonic stub: each goes through a tunnel that the agent has at that moment.
     ///
     /// # Errors
     /// When the text is not an agent id. That an agent is away is the calls' own error.
     pub fn channel(&self, agent: &str) -> Result<TunnelChannel, InvalidAgentId> {
-        let agent: AgentId = agent.parse()?;
-        Ok(TunnelChannel::new(Arc::new(self.route(agent.clone())), agent.as_str()))
+        Ok(self.channel_to(Selector::Agent(agent.parse()?)))
     }
 
-    /// Dials an agent, for tonic's `Endpoint`: each dial opens a channel in the tunnel that the agent has then.
+    /// Calls to whichever agents have this key ([`HubBuilder::affinity_key`]): each goes through one of their tunnels.
+    pub fn channel_for(&self, key: impl fmt::Display) -> TunnelChannel {
+        self.channel_to(Selector::Key(key.to_string().into()))
+    }
+
+    /// Calls to whichever agents have this label: each goes through one of their tunnels.
+    pub fn channel_with_label(&self, name: &str, value: &str) -> TunnelChannel {
+        self.channel_to(Selector::Label(name.into(), value.into()))
+    }
+
+    /// Calls to whichever agents there are: each goes through one of their tunnels.
+    pub fn any_channel(&self) -> TunnelChannel {
+        self.channel_to(Selector::Any)
+    }
+
+    /// Dials an agent, for tonic's `Endpoint`: each dial opens a channel in a tunnel that the agent has then.
     ///
     /// # Errors
     /// When the text is not an agent id. That an agent is away is the dial's own error.
     pub fn connector(&self, agent: &str) -> Result<Connector, InvalidAgentId> {
-        Ok(Connector::new(Arc::new(self.route(agent.parse()?))))
+        Ok(Connector::new(self.route(Selector::Agent(agent.parse()?))))
     }
 
     /// The channels that agents open, to serve them: the tunnel the other way. Until this is first called, up to 128
@@ -196,13 +207,17 @@ impl Hub {
         }
     }
 
-    fn route(&self, agent: AgentId) -> ToAgent {
-        ToAgent { registry: self.inner.registry.clone(), agent }
+    fn channel_to(&self, wanted: Selector) -> TunnelChannel {
+        TunnelChannel::new(self.route(wanted))
+    }
+
+    fn route(&self, wanted: Selector) -> Arc<ToAgents> {
+        Arc::new(ToAgents { registry: self.inner.registry.clone(), wanted })
     }
 
     fn tunnel(&self, session: Arc<Session>) -> Tunnel {
-        let proof = self.inner.registry.proof(session.id);
-        Tunnel { session, proof }
+        let labels = self.inner.registry.labels(session.id);
+        Tunnel { session, labels }
     }
 }
 
@@ -222,96 +237,4 @@ pub enum WaitError {
     /// The hub was shut down.
     #[error("the hub was shut down")]
     Shutdown,
-}
-
-/// One tunnel of a hub: this connection of this agent. Cloning is cheap.
-///
-/// # Dropping
-/// Does nothing: the tunnel is the hub's.
-#[derive(Clone)]
-pub struct Tunnel {
-    session: Arc<Session>,
-    proof: Option<Proof>,
-}
-
-impl Tunnel {
-    /// Its number.
-    pub fn id(&self) -> TunnelId {
-        self.session.id
-    }
-
-    /// Whose it is, as proved by key or certificate.
-    pub fn agent_id(&self) -> &AgentId {
-        &self.session.agent
-    }
-
-    /// Where the agent dialled from.
-    pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.session.peer
-    }
-
-    /// Since when it stands.
-    pub fn since(&self) -> SystemTime {
-        self.session.since
-    }
-
-    /// What the authorizer granted when the agent logged in.
-    pub fn grant(&self) -> Option<&crate::Grant> {
-        self.proof.as_ref().map(|proof| &proof.grant)
-    }
-
-    /// Dials through this tunnel and no other; see [`Hub::connector`] for one that follows the agent.
-    pub fn connector(&self) -> Connector {
-        Connector::new(Arc::new(Pinned(self.session.clone())))
-    }
-
-    /// Calls through this tunnel and no other; see [`Hub::channel`] for one that follows the agent.
-    pub fn channel(&self) -> TunnelChannel {
-        TunnelChannel::new(Arc::new(Pinned(self.session.clone())), self.session.agent.as_str())
-    }
-
-    /// Why and when the tunnel ended, as soon as it does; `None` until then.
-    ///
-    /// A peer that vanishes without a word is noticed within keepalive interval × (max + 1): 40 s by default.
-    pub fn disconnected(&self) -> watch::Receiver<Option<Disconnected>> {
-        self.session.disconnected()
-    }
-
-    /// Waits for the end.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn closed(&self) -> Disconnected {
-        self.session.closed().await
-    }
-
-    /// Puts a name to the failure of a call through [`Tunnel::connector`]: once the tunnel has ended, what tonic's own
-    /// channel reports as `UNKNOWN` or `INTERNAL` becomes `UNAVAILABLE` with the agent's name and the reason. Any other
-    /// status stays as it is. [`TunnelChannel`] does this by itself.
-    pub fn explain(&self, status: tonic::Status) -> tonic::Status {
-        let from_transport = std::error::Error::source(&status).is_some();
-        let vague = matches!(status.code(), tonic::Code::Unknown | tonic::Code::Internal | tonic::Code::Cancelled);
-        match &*self.session.disconnected().borrow() {
-            Some(gone) if from_transport && vague => {
-                DialError::Disconnected { agent: self.session.agent.clone(), gone: gone.clone() }.into()
-            }
-            _ => status,
-        }
-    }
-
-    /// Closes it now; the agent will reconnect.
-    pub fn close(&self) {
-        self.session.close(CloseReason::ClosedLocally);
-    }
-}
-
-impl fmt::Debug for Tunnel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Session { id, agent, peer, .. } = &*self.session;
-        f.debug_struct("Tunnel")
-            .field("id", id)
-            .field("agent_id", agent)
-            .field("peer_addr", peer)
-            .finish_non_exhaustive()
-    }
 }

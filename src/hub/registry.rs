@@ -1,202 +1,282 @@
-//! Which tunnels a hub has, and which of them is its agent's.
+//! The hub's tunnels, shared: the [`Roster`] under a lock, its events told in order, and those who wait for an agent.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, broadcast};
+use tokio::task::JoinSet;
 
 use super::events::HubEvent;
+use super::roster::{Balance, Candidate, Newcomer, Offer, Roster, Seat, Selector, TunnelPolicy};
+use super::tunnel::TunnelInfo;
 use crate::close::{CloseReason, Disconnected};
-use crate::connector::{DialError, Route};
+use crate::connector::{DialError, Found, Route, next_after};
 use crate::id::AgentId;
-use crate::ssh::{Gate, Proof, Session};
+use crate::labels::Labels;
+use crate::ssh::{Account, Gate, Proof, Session, Welcome, seat_in};
 use crate::tunnel::TunnelId;
 
 /// Events that a slow listener may be behind before it is told that it missed some.
 const EVENTS: usize = 1024;
 
-/// Tunnels that one agent may have at once, those that are being drained included.
-const TUNNELS_PER_AGENT: usize = 16;
+/// How long a tunnel that may be dead has to show that it is not, once its agent seems to have come back.
+const PROOF_OF_LIFE: Duration = Duration::from_secs(5);
 
-/// Agents whose last goodbye is remembered, to say since when they are gone.
-const REMEMBERED: usize = 65_536;
+/// What a user groups tunnels by.
+pub(crate) type AffinityKey = Arc<dyn Fn(&TunnelInfo) -> String + Send + Sync>;
+
+/// How a hub treats its agents.
+#[derive(Clone)]
+pub(crate) struct Rules {
+    pub(crate) policy: TunnelPolicy,
+    pub(crate) balance: Balance,
+    pub(crate) affinity_key: Option<AffinityKey>,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) max_calls: usize,
+    pub(crate) max_unread: usize,
+    /// Agents may call, and are not called.
+    pub(crate) no_reverse: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            policy: TunnelPolicy::default(),
+            balance: Balance::default(),
+            affinity_key: None,
+            drain_timeout: Duration::from_secs(600),
+            max_calls: 10_000,
+            max_unread: 2 * crate::tuning::SSH_WINDOW as usize,
+            no_reverse: false,
+        }
+    }
+}
 
 /// The tunnels of one hub.
 pub(crate) struct Registry {
+    rules: Rules,
     state: Mutex<State>,
-    /// Counts changes of what can be dialled.
-    changed: watch::Sender<u64>,
     events: broadcast::Sender<HubEvent>,
-    drain_timeout: Duration,
+    /// For timers of callers that have no runtime of their own.
+    runtime: Handle,
 }
 
-#[derive(Default)]
 struct State {
-    tunnels: HashMap<TunnelId, Entry>,
-    /// The tunnels of each agent that has any, oldest first.
-    by_agent: HashMap<AgentId, Vec<TunnelId>>,
-    /// The tunnel on which each agent is dialled: at most one.
-    ready: HashMap<AgentId, TunnelId>,
-    gone: HashMap<AgentId, Disconnected>,
-    closing: bool,
+    roster: Roster<Arc<Session>>,
+    proofs: HashMap<TunnelId, Arc<Proof>>,
+    /// What the tunnels of one agent share, as long as there is one.
+    accounts: HashMap<AgentId, Weak<Account>>,
+    /// Those who wait for something to be called.
+    waiting: HashMap<Selector, Arc<Notify>>,
 }
 
-struct Entry {
-    session: Arc<Session>,
-    proof: Proof,
+impl Candidate for Arc<Session> {
+    fn is_closed(&self) -> bool {
+        Session::is_closed(self)
+    }
+
+    fn gone(&self) -> Option<Disconnected> {
+        self.disconnected().borrow().clone()
+    }
+
+    fn is_draining(&self) -> bool {
+        Session::is_draining(self)
+    }
+
+    fn is_suspect(&self) -> bool {
+        Session::is_suspect(self)
+    }
+
+    fn load(&self) -> usize {
+        self.calls()
+    }
 }
 
 impl Registry {
-    pub(crate) fn new(drain_timeout: Duration) -> Self {
-        Self {
-            state: Mutex::default(),
-            changed: watch::Sender::new(0),
-            events: broadcast::Sender::new(EVENTS),
-            drain_timeout,
-        }
+    pub(crate) fn new(rules: Rules) -> Self {
+        let roster = Roster::new(rules.policy, rules.balance);
+        let state = State { roster, proofs: HashMap::new(), accounts: HashMap::new(), waiting: HashMap::new() };
+        Self { rules, state: Mutex::new(state), events: broadcast::Sender::new(EVENTS), runtime: Handle::current() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, event: HubEvent) {
-        let _ = self.events.send(event); // fails only when nobody listens
-        self.changed.send_modify(|n| *n += 1);
+    /// Changes the roster, and tells what came of it in the order in which it happened.
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        let mut woken = Vec::new();
+        for event in state.roster.take_events() {
+            if matches!(event, HubEvent::Ready { .. }) && !state.waiting.is_empty() {
+                woken.extend(state.take_waiting());
+            }
+            let _ = self.events.send(event); // fails only when nobody listens
+        }
+        drop(state);
+        woken.iter().for_each(|waiting| waiting.notify_waiters());
+        result
     }
 
     pub(crate) fn events(&self) -> broadcast::Receiver<HubEvent> {
         self.events.subscribe()
     }
 
-    /// Notices every change of what [`Registry::find`] answers.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// The tunnel for a call, or why there is none.
+    pub(crate) fn find(&self, wanted: &Selector) -> Result<Arc<Session>, DialError> {
+        self.lock().roster.pick(wanted, None, rand::random())
     }
 
-    /// The tunnel on which an agent is dialled, or why there is none.
-    pub(crate) fn find(&self, agent: &AgentId) -> Result<Arc<Session>, DialError> {
-        let state = self.state();
-        let agent = agent.clone();
-        if state.closing {
-            return Err(DialError::Shutdown { agent });
-        }
-        if let Some(entry) = state.ready.get(&agent).and_then(|id| state.tunnels.get(id)) {
-            return Ok(entry.session.clone());
-        }
-        if let Some(others) = state.by_agent.get(&agent) {
-            let draining = |id| state.tunnels.get(id).is_none_or(|entry| entry.session.is_draining());
-            return Err(match others.iter().all(draining) {
-                true => DialError::Draining { agent },
-                false => DialError::NotReady { agent },
-            });
-        }
-        match state.gone.get(&agent).cloned() {
-            Some(gone) => Err(DialError::Disconnected { agent, gone }),
-            None => Err(DialError::NotConnected { agent }),
+    /// Waits until there is a tunnel for a call.
+    pub(crate) async fn wait_for(&self, wanted: &Selector) -> Result<Arc<Session>, DialError> {
+        loop {
+            let waiting = Waiting::new(self, wanted);
+            let ready = waiting.notify.notified();
+            tokio::pin!(ready);
+            // From here on nothing is missed.
+            ready.as_mut().enable();
+            match self.find(wanted) {
+                Err(error) if error.may_pass() => ready.await,
+                found => return found,
+            }
         }
     }
 
-    /// Every tunnel that is not being drained, with its grant's labels.
-    pub(crate) fn tunnels(&self) -> Vec<(Arc<Session>, Proof)> {
-        let state = self.state();
-        let live = state.tunnels.values().filter(|entry| !entry.session.is_draining());
-        live.map(|entry| (entry.session.clone(), entry.proof.clone())).collect()
+    /// Every tunnel that is not being drained, with its labels.
+    pub(crate) fn tunnels(&self) -> Vec<(Arc<Session>, Arc<Labels>)> {
+        self.lock().roster.tunnels().map(|(session, labels)| (session.clone(), labels.clone())).collect()
     }
 
-    pub(crate) fn proof(&self, id: TunnelId) -> Option<Proof> {
-        self.state().tunnels.get(&id).map(|entry| entry.proof.clone())
+    pub(crate) fn labels(&self, id: TunnelId) -> Arc<Labels> {
+        self.lock().roster.labels(id).unwrap_or_default()
+    }
+
+    /// Every tunnel, with what it was granted for.
+    pub(crate) fn proofs(&self) -> Vec<(Arc<Session>, Arc<Proof>)> {
+        let state = self.lock();
+        let all = state.roster.handles();
+        all.filter_map(|session| Some((session.clone(), state.proofs.get(&session.id)?.clone()))).collect()
     }
 
     /// Refuses everything from now on, and hands over what there is to be drained.
     pub(crate) fn close(&self) -> Vec<Arc<Session>> {
-        let mut state = self.state();
-        state.closing = true;
-        let sessions = state.tunnels.values().map(|entry| entry.session.clone()).collect();
+        let mut state = self.lock();
+        let sessions = state.roster.close();
+        let waiting: Vec<_> = state.waiting.drain().map(|(_, waiting)| waiting).collect();
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        waiting.iter().for_each(|waiting| waiting.notify_waiters());
         sessions
     }
 
     /// A tunnel has ended.
     fn forget(&self, session: &Session, gone: Disconnected) {
-        let mut state = self.state();
-        state.tunnels.remove(&session.id);
-        let mut last = false;
-        if let Some(others) = state.by_agent.get_mut(&session.agent) {
-            others.retain(|id| *id != session.id);
-            last = others.is_empty();
-            if last {
-                state.by_agent.remove(&session.agent);
+        self.change(|state| {
+            state.proofs.remove(&session.id);
+            state.roster.leave(session.id, gone);
+            // The session may have been the last to hold it; what it holds is dropped a moment later.
+            if !state.roster.has_tunnels(&session.agent) {
+                state.accounts.remove(&session.agent);
             }
-        }
-        // A late goodbye must not evict a successor.
-        let ready = state.ready.get(&session.agent) == Some(&session.id);
-        if ready {
-            state.ready.remove(&session.agent);
-        }
-        // An agent that shuts down politely is not ready any more when it leaves.
-        if ready || (last && !state.gone.contains_key(&session.agent)) {
-            if state.gone.len() >= REMEMBERED && !state.gone.contains_key(&session.agent) {
-                state.gone.clear();
-            }
-            state.gone.insert(session.agent.clone(), gone.clone());
-        }
-        drop(state);
-        self.tell(HubEvent::Closed { agent_id: session.agent.clone(), tunnel_id: session.id, why: gone });
+        });
     }
 
-    fn is_ready(&self, session: &Session) -> bool {
-        self.state().ready.get(&session.agent) == Some(&session.id)
+    fn offer(&self, session: &Session, labels: &Arc<Labels>, key: &str) -> Result<Offer<Arc<Session>>, String> {
+        self.change(|state| {
+            let offered = state.roster.offer(session.id, labels.clone(), key);
+            if let Err(reason) = &offered {
+                state.roster.reject(session.id, reason);
+            }
+            offered
+        })
     }
+}
 
-    /// Gives the agent's place to a tunnel. Returns the one that had it.
-    fn take_over(&self, session: &Arc<Session>) -> Result<Option<Arc<Session>>, String> {
-        let mut state = self.state();
-        if state.closing {
-            return Err("the hub is shutting down".into());
-        }
-        let Some(holder) = state.tunnels.get(&session.id).map(|entry| entry.proof.holder.clone()) else {
-            return Err("the tunnel has ended".into());
-        };
-        if session.is_draining() {
-            return Err("the tunnel is closing: open a new one".into());
-        }
-        let old = state.ready.get(&session.agent).and_then(|id| state.tunnels.get(id));
-        let old = old.filter(|old| old.session.id != session.id && !old.session.is_closed());
-        if let Some(old) = old
-            && old.proof.holder != holder
+impl State {
+    /// Those who wait for something that there is now.
+    fn take_waiting(&mut self) -> Vec<Arc<Notify>> {
+        let roster = &self.roster;
+        self.waiting.extract_if(|wanted, _| roster.has(wanted)).map(|(_, waiting)| waiting).collect()
+    }
+}
+
+/// One of those who wait for the same; the last one leaves nothing behind.
+struct Waiting<'a> {
+    registry: &'a Registry,
+    wanted: &'a Selector,
+    notify: Arc<Notify>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(registry: &'a Registry, wanted: &'a Selector) -> Self {
+        let notify = registry.lock().waiting.entry(wanted.clone()).or_default().clone();
+        Self { registry, wanted, notify }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.registry.lock();
+        if let Some(known) = state.waiting.get(self.wanted)
+            && Arc::ptr_eq(known, &self.notify)
+            && Arc::strong_count(known) == 2
         {
-            return Err(format!("agent `{}` has a live tunnel that was opened with another key", session.agent));
+            state.waiting.remove(self.wanted);
         }
-        let old = old.map(|old| old.session.clone());
-        state.ready.insert(session.agent.clone(), session.id);
-        state.gone.remove(&session.agent);
-        Ok(old)
     }
 }
 
 /// The registry as sessions see it; it needs to be owned to watch over them.
 pub(crate) struct RegistryGate(pub(crate) Arc<Registry>);
 
-impl Gate for RegistryGate {
-    fn admit(&self, session: &Arc<Session>, proof: Proof) -> Result<(), String> {
-        let registry = &self.0;
-        {
-            let mut state = registry.state();
-            if state.closing {
-                return Err("the hub is shutting down".into());
-            }
-            let of_agent = state.by_agent.entry(session.agent.clone()).or_default();
-            if of_agent.len() >= TUNNELS_PER_AGENT {
-                return Err(format!("agent `{}` has {TUNNELS_PER_AGENT} tunnels already", session.agent));
-            }
-            of_agent.push(session.id);
-            state.tunnels.insert(session.id, Entry { session: session.clone(), proof });
+impl RegistryGate {
+    /// What an agent says of itself, as far as it may, under what is said of it.
+    fn settle_labels(&self, session: &Session, given: Labels) -> Labels {
+        let Some(proof) = self.0.lock().proofs.get(&session.id).cloned() else { return given };
+        let grant = &proof.grant;
+        let (mut labels, refused): (Labels, Labels) =
+            given.into_iter().partition(|(name, _)| grant.accepted_labels.contains(name));
+        if !refused.is_empty() {
+            let refused: Vec<_> = refused.keys().collect();
+            session.span.in_scope(|| tracing::warn!(?refused, "labels ignored: the grant does not accept them"));
         }
+        labels.extend(grant.labels.clone());
+        labels
+    }
+
+    fn drain(&self, old: Arc<Session>, by: TunnelId) {
+        old.span.in_scope(|| tracing::info!(%by, "tunnel replaced"));
+        let limit = self.0.rules.drain_timeout;
+        // Ends with its limit at the latest.
+        tokio::spawn(async move { old.drain_and_close(limit, CloseReason::Replaced).await });
+    }
+}
+
+#[async_trait::async_trait]
+impl Gate for RegistryGate {
+    fn admit(&self, session: &Arc<Session>, proof: Proof, greeting: &str) -> Result<(), String> {
+        let registry = &self.0;
+        let newcomer = Newcomer {
+            id: session.id,
+            agent: session.agent.clone(),
+            holder: proof.holder.clone(),
+            seat: seat_in(greeting).map(|(instance, slot)| Seat { instance, slot }),
+            peer: session.peer,
+            handle: session.clone(),
+        };
+        registry.change(|state| {
+            state.roster.admit(newcomer)?;
+            state.proofs.insert(session.id, Arc::new(proof));
+            let known = state.accounts.get(&session.agent).and_then(Weak::upgrade);
+            let account =
+                known.unwrap_or_else(|| Arc::new(Account::new(registry.rules.max_calls, registry.rules.max_unread)));
+            state.accounts.insert(session.agent.clone(), Arc::downgrade(&account));
+            session.set_account(account);
+            Ok::<_, String>(())
+        })?;
         session.span.in_scope(|| tracing::info!("tunnel opened"));
-        registry.tell(HubEvent::Opened { agent_id: session.agent.clone(), tunnel_id: session.id, peer: session.peer });
         let (registry, session) = (registry.clone(), session.clone());
         // Ends with the session, whose end is certain: it is dropped with its connection.
         tokio::spawn(async move {
@@ -206,59 +286,90 @@ impl Gate for RegistryGate {
         Ok(())
     }
 
-    fn ready(&self, session: &Arc<Session>) -> Result<(), String> {
-        // An agent that repeats itself must not flood the log, nor push other agents' events out.
-        if self.0.is_ready(session) {
-            return Ok(());
+    async fn ready(&self, session: &Arc<Session>, labels: Labels) -> Result<Welcome, String> {
+        let registry = &self.0;
+        if registry.rules.no_reverse {
+            session.span.in_scope(|| tracing::debug!("agent is not to be called: this hub takes no reverse tunnels"));
+            return Ok(Welcome::NotCalled);
         }
-        let old = match self.0.take_over(session) {
-            Ok(old) => old,
-            Err(reason) => {
-                self.0.tell(HubEvent::Rejected {
-                    agent_id: session.agent.clone(),
-                    peer: session.peer,
-                    reason: reason.clone(),
-                });
+        let labels = Arc::new(self.settle_labels(session, labels));
+        // The user's code, so without a lock.
+        let key = match &registry.rules.affinity_key {
+            Some(key) => key(&TunnelInfo::new(session, &labels)),
+            None => session.agent.to_string(),
+        };
+        let mut offered = registry.offer(session, &labels, &key)?;
+        if let Offer::Contested(rivals) = offered {
+            let proofs: JoinSet<()> = rivals.into_iter().map(prove_alive).collect();
+            proofs.join_all().await;
+            offered = registry.offer(session, &labels, &key)?;
+        }
+        match offered {
+            Offer::Repeated => {}
+            Offer::Ready { replaced, suspects } => {
+                session.span.in_scope(|| tracing::info!("agent can be called"));
+                replaced.into_iter().for_each(|old| self.drain(old, session.id));
+                for suspect in suspects {
+                    tokio::spawn(prove_alive(suspect)); // ends with its deadline at the latest
+                }
+            }
+            Offer::Contested(_) => {
+                let reason = format!("agent `{}` has a live tunnel, and this hub allows one", session.agent);
+                registry.change(|state| state.roster.reject(session.id, &reason));
                 return Err(reason);
             }
-        };
-        session.span.in_scope(|| tracing::info!("agent can be called"));
-        self.0.tell(HubEvent::Ready { agent_id: session.agent.clone(), tunnel_id: session.id });
-        if let Some(old) = old {
-            old.span.in_scope(|| tracing::info!(by = %session.id, "tunnel replaced"));
-            let limit = self.0.drain_timeout;
-            tokio::spawn(async move { old.drain_and_close(limit, CloseReason::Replaced).await });
         }
-        Ok(())
+        Ok(Welcome::Wanted)
     }
 
     fn unready(&self, session: &Arc<Session>) {
         if session.is_draining() {
             return;
         }
-        {
-            let mut state = self.0.state();
-            if state.ready.get(&session.agent) == Some(&session.id) {
-                state.ready.remove(&session.agent);
-            }
-        }
+        self.0.change(|state| state.roster.withdraw(session.id));
         session.span.in_scope(|| tracing::info!("agent does not want new calls"));
         session.drain();
-        self.0.changed.send_modify(|n| *n += 1);
         // The agent is leaving, and leaves the closing to this side, which knows when the last answer has arrived.
-        let (session, limit) = (session.clone(), self.0.drain_timeout);
+        let (session, limit) = (session.clone(), self.0.rules.drain_timeout);
         tokio::spawn(async move { session.drain_and_close(limit, CloseReason::ClosedByPeer { message: None }).await });
     }
 }
 
-/// Dials whatever tunnel an agent has at the moment.
-pub(crate) struct ToAgent {
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) agent: AgentId,
+async fn prove_alive(session: Arc<Session>) {
+    session.prove_alive(PROOF_OF_LIFE).await;
+    if session.is_suspect() {
+        session.closed().await;
+    }
 }
 
-impl Route for ToAgent {
+/// Dials whatever tunnel there is at the moment.
+pub(crate) struct ToAgents {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) wanted: Selector,
+}
+
+impl Route for ToAgents {
     fn session(&self) -> Result<Arc<Session>, DialError> {
-        self.registry.find(&self.agent)
+        self.registry.find(&self.wanted)
+    }
+
+    fn successor<'a>(&'a self, of: &'a Session) -> Found<'a, Option<Arc<Session>>> {
+        let found = self.registry.lock().roster.pick(&self.wanted, Some(of.id), rand::random());
+        Box::pin(std::future::ready(next_after(of, found)))
+    }
+
+    fn wait(&self, limit: Duration) -> Found<'_, Result<Arc<Session>, DialError>> {
+        // The caller may be outside of any runtime.
+        let limit = {
+            let _inside = self.registry.runtime.enter();
+            tokio::time::sleep(limit)
+        };
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                found = self.registry.wait_for(&self.wanted) => found,
+                () = limit => self.session(),
+            }
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! A list of keys in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use russh::keys::ssh_key::public::KeyData;
 
@@ -15,6 +16,7 @@ use crate::ssh::key::PublicKey;
 #[derive(Debug, Clone, Default)]
 pub struct AllowedKeys {
     ids: HashMap<KeyData, Vec<AgentId>>,
+    accepted_labels: BTreeSet<String>,
 }
 
 impl AllowedKeys {
@@ -31,6 +33,13 @@ impl AllowedKeys {
         let id = id.as_ref().parse()?;
         self.ids.entry(key.key_data().clone()).or_default().push(id);
         Ok(self)
+    }
+
+    /// Lets all these agents set these labels themselves. Default: none.
+    #[must_use]
+    pub fn accept_labels<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.accepted_labels.extend(names.into_iter().map(Into::into));
+        self
     }
 }
 
@@ -52,7 +61,7 @@ impl Authorizer for AllowedKeys {
             return Err(Denied::UnknownKey { fingerprint });
         };
         if ids.contains(&claim.agent_id) {
-            return Ok(Grant::new());
+            return Ok(Grant::new().accept_labels(self.accepted_labels.clone()));
         }
         let granted = ids.iter().map(ToString::to_string).collect();
         Err(Denied::IdNotGranted { agent_id: claim.agent_id.clone(), fingerprint, granted })
@@ -60,6 +69,11 @@ impl Authorizer for AllowedKeys {
 
     fn accepts_certificates(&self) -> bool {
         false
+    }
+
+    /// Never: the list does not change.
+    fn recheck_every(&self) -> Option<Duration> {
+        None
     }
 }
 

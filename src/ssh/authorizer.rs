@@ -1,20 +1,21 @@
 //! Who may be which agent: the question, the answer, and the trait that gives it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::id::AgentId;
 use crate::ssh::authorized_keys::AuthorizedKeysError;
 use crate::ssh::authorized_keys::certificate::Certificate;
-use crate::ssh::authorized_keys::time::Utc;
 use crate::ssh::key::PublicKey;
+use crate::time::Utc;
 
 /// Decides whether a key may be an agent.
 ///
-/// A hub asks once per login, after the peer has proved that it holds the private key, and may ask again while the
+/// A hub asks once per login, after the peer has proved that it holds the private key, and again and again while the
 /// tunnel lives, to learn of a revocation. [`AuthorizedKeys`](crate::AuthorizedKeys) reads OpenSSH files,
 /// [`AllowedKeys`](crate::AllowedKeys) is a list in memory; implement the trait to ask a database.
 ///
@@ -56,6 +57,12 @@ pub trait Authorizer: Send + Sync + 'static {
     fn accepts_certificates(&self) -> bool {
         true
     }
+
+    /// How often a hub asks again for each live tunnel, to end it when what was granted has been taken back (all but
+    /// [`Denied::Unavailable`] takes back); never if there is none. Default: every minute.
+    fn recheck_every(&self) -> Option<Duration> {
+        Some(Duration::from_secs(60))
+    }
 }
 
 #[async_trait::async_trait]
@@ -67,6 +74,10 @@ impl<T: Authorizer + ?Sized> Authorizer for Arc<T> {
     fn accepts_certificates(&self) -> bool {
         (**self).accepts_certificates()
     }
+
+    fn recheck_every(&self) -> Option<Duration> {
+        (**self).recheck_every()
+    }
 }
 
 #[async_trait::async_trait]
@@ -77,6 +88,10 @@ impl<T: Authorizer + ?Sized> Authorizer for Box<T> {
 
     fn accepts_certificates(&self) -> bool {
         (**self).accepts_certificates()
+    }
+
+    fn recheck_every(&self) -> Option<Duration> {
+        (**self).recheck_every()
     }
 }
 
@@ -125,6 +140,8 @@ impl Credential {
 pub struct Grant {
     /// What the authorizer knows about the agent, for the hub's own use. Empty by default.
     pub labels: BTreeMap<String, String>,
+    /// The names of the labels that the agent may set itself, where the authorizer sets none. Empty by default.
+    pub accepted_labels: BTreeSet<String>,
 }
 
 impl Grant {
@@ -137,6 +154,13 @@ impl Grant {
     #[must_use]
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    /// Lets the agent set these labels itself; others that it sends are not looked at.
+    #[must_use]
+    pub fn accept_labels<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.accepted_labels.extend(names.into_iter().map(Into::into));
         self
     }
 }

@@ -19,6 +19,7 @@ use super::write_behind::{Carrier, WriteBehind};
 use crate::carrier::tcp::HostPort;
 use crate::close::CloseReason;
 use crate::incoming::{Acceptor, NotTaken};
+use crate::labels::{self, Labels};
 
 /// The private channel type that a hub built on Go's x/crypto/ssh opens.
 const PRIVATE_TYPE: &str = "grpc-tunnel";
@@ -31,6 +32,10 @@ pub(crate) struct Login {
     pub(crate) config: TunnelConfig,
     pub(crate) acceptor: Arc<Acceptor>,
     pub(crate) forward: ForwardRequest,
+    /// What the agent says of itself.
+    pub(crate) labels: Labels,
+    /// Which agent process this is, among those that the same key may start.
+    pub(crate) instance: u64,
 }
 
 /// What an agent makes of a hub that refuses to dial back through a forwarded path.
@@ -59,17 +64,23 @@ pub(crate) enum LoginError {
     Failed { step: &'static str, source: Error },
 }
 
-/// Logs in and offers the tunnel's path. Dropping the future closes the connection.
-pub(crate) async fn connect<S>(stream: S, parts: SessionParts, login: &Login) -> Result<Arc<Session>, LoginError>
+/// Logs in and offers the tunnel's path; `slot` is the connection's number in the agent. Dropping the future closes the
+/// connection.
+pub(crate) async fn connect<S>(
+    stream: S,
+    parts: SessionParts,
+    login: &Login,
+    slot: u16,
+) -> Result<Arc<Session>, LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let agent = parts.agent.clone();
     let session = Session::new(parts);
+    session.set_path(&labels::write(TUNNEL_PATH, &login.labels));
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
     let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence()));
-    let result = log_in(stream, &session, agent.as_str(), login).await;
+    let result = log_in(stream, &session, login, slot).await;
     if result.is_ok() {
         guard.0 = None;
     }
@@ -90,8 +101,8 @@ impl Drop for KillOnDrop {
 async fn log_in<S>(
     stream: Box<WriteBehind<Greeted<S>>>,
     session: &Arc<Session>,
-    user: &str,
     login: &Login,
+    slot: u16,
 ) -> Result<(), LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -117,7 +128,7 @@ where
     };
     let config: Arc<Config> = {
         let wanted = login.host_keys.host_key_algorithms(&login.hub.host, login.hub.port).await;
-        config::client(&login.config, wanted.map_err(LoginError::HostKey)?)
+        config::client(&login.config, wanted.map_err(LoginError::HostKey)?, (login.instance, slot))
     };
 
     let step = "key exchange";
@@ -125,7 +136,7 @@ where
     let mut handle: Handle<ClientHandler> = connected.map_err(timed_out(step))?.map_err(|error| found(step, error))?;
 
     let step = "authentication";
-    let authenticated = timeout_at(deadline, login.identity.authenticate(&mut handle, user)).await;
+    let authenticated = timeout_at(deadline, login.identity.authenticate(&mut handle, session.agent.as_str())).await;
     match authenticated.map_err(timed_out(step))? {
         Ok(()) => session.carrier.authenticated(),
         Err(AuthError::ConnectionEnded { .. }) => return Err(found(step, Error::Disconnect)),
@@ -133,7 +144,7 @@ where
     }
 
     let step = "forward request";
-    let offered = timeout_at(deadline, handle.streamlocal_forward(TUNNEL_PATH)).await;
+    let offered = timeout_at(deadline, handle.streamlocal_forward(session.path())).await;
     match offered.map_err(timed_out(step))? {
         Ok(()) => {}
         Err(Error::RequestDenied) if login.forward == ForwardRequest::Optional => {}
@@ -274,7 +285,7 @@ impl Handler for ClientHandler {
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        if path == TUNNEL_PATH {
+        if path == self.session.path() {
             self.accept(channel, reply).await;
         } else {
             self.reject(path, reply, ChannelOpenFailure::AdministrativelyProhibited).await;

@@ -79,6 +79,19 @@ pub(super) const PACKET: u32 = 65_535;
 
 const SSH_ID: &str = concat!("SSH-2.0-dialback_", env!("CARGO_PKG_VERSION"));
 
+/// An agent's first line (RFC 4253 §4.2), whose comment says which of the agent's connections this is: the agent
+/// process by a random number, and the number of the connection in it.
+fn agent_ssh_id((instance, slot): (u64, u16)) -> String {
+    format!("{SSH_ID} agent={instance:016x}.{slot}")
+}
+
+/// What [`agent_ssh_id`] says; other clients say nothing of it.
+pub(crate) fn seat_in(greeting: &str) -> Option<(u64, u16)> {
+    let (_, comment) = greeting.split_once(' ')?;
+    let (instance, slot) = comment.trim_end().strip_prefix("agent=")?.split_once('.')?;
+    Some((u64::from_str_radix(instance, 16).ok()?, slot.parse().ok()?))
+}
+
 /// Post-quantum hybrid first; no finite-field groups, which cost a server far more than a client.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
@@ -117,11 +130,11 @@ fn preferred() -> Preferred {
 }
 
 /// For an agent that wants its hub to prove itself with one of these keys.
-pub(super) fn client(config: &TunnelConfig, wanted: HostKeyAlgorithms) -> Arc<client::Config> {
+pub(super) fn client(config: &TunnelConfig, wanted: HostKeyAlgorithms, seat: (u64, u16)) -> Arc<client::Config> {
     let mut preferred = preferred();
     wanted.apply_to(&mut preferred);
     Arc::new(client::Config {
-        client_id: SshId::Standard(Cow::Borrowed(SSH_ID)),
+        client_id: SshId::Standard(Cow::Owned(agent_ssh_id(seat))),
         limits: config.limits(),
         window_size: config.window,
         maximum_packet_size: PACKET,
@@ -175,4 +188,22 @@ pub(crate) fn server(config: &TunnelConfig, login: &LoginConfig, host_keys: &[Pr
         keepalive_max: 0, // no limit of its own: see `TunnelConfig::silence`
         nodelay: true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_says_which_of_its_connections_this_is() {
+        let line = agent_ssh_id((0x1f, 3));
+        assert!(line.len() < 253, "RFC 4253 §4.2");
+        assert_eq!(seat_in(&line), Some((0x1f, 3)));
+        assert_eq!(seat_in(&format!("{line}\r\n")), Some((0x1f, 3)));
+        for other in
+            ["SSH-2.0-OpenSSH_9.2p1 Debian-2", "SSH-2.0-x agent=", "SSH-2.0-x agent=1", "SSH-2.0-x agent=1.70000", ""]
+        {
+            assert_eq!(seat_in(other), None, "{other}");
+        }
+    }
 }

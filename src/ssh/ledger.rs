@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -52,14 +52,45 @@ struct Totals {
     /// The session waits for a refund.
     paused: AtomicBool,
     refunded: Notify,
+    /// What the agent's other tunnels add to.
+    unread: OnceLock<Arc<Unread>>,
 }
 
 impl Totals {
+    fn charge(&self, cost: usize) {
+        self.queued.fetch_add(cost, Ordering::AcqRel);
+        if let Some(unread) = self.unread.get() {
+            unread.queued.fetch_add(cost, Ordering::AcqRel);
+        }
+    }
+
     fn refund(&self, cost: usize) {
         self.queued.fetch_sub(cost, Ordering::AcqRel);
         if self.paused.load(Ordering::Acquire) {
             self.refunded.notify_one();
         }
+        if let Some(unread) = self.unread.get() {
+            unread.queued.fetch_sub(cost, Ordering::AcqRel);
+            if unread.paused.load(Ordering::Acquire) > 0 {
+                unread.refunded.notify_waiters();
+            }
+        }
+    }
+}
+
+/// What all tunnels of one agent have received and nobody has read, and how much that may be.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    queued: AtomicUsize,
+    limit: usize,
+    /// Sessions that wait for a refund.
+    paused: AtomicUsize,
+    refunded: Notify,
+}
+
+impl Unread {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { queued: AtomicUsize::new(0), limit, paused: AtomicUsize::new(0), refunded: Notify::new() }
     }
 }
 
@@ -165,6 +196,11 @@ impl Ledger {
         Self { channels: Mutex::default(), totals: Arc::default(), limit }
     }
 
+    /// Counts what is unread together with that of the agent's other tunnels. Before the first channel.
+    pub(super) fn share(&self, unread: Arc<Unread>) {
+        let _ = self.totals.unread.set(unread); // set once
+    }
+
     fn channels(&self) -> MutexGuard<'_, HashMap<ChannelId, Arc<Inbound>>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -197,7 +233,7 @@ impl Ledger {
         }
         let cost = len + MESSAGE_COST;
         inbound.queued.fetch_add(cost, Ordering::AcqRel);
-        self.totals.queued.fetch_add(cost, Ordering::AcqRel);
+        self.totals.charge(cost);
         if self.within_limit() {
             return Verdict::Fine;
         }
@@ -215,17 +251,32 @@ impl Ledger {
     }
 
     fn within_limit(&self) -> bool {
-        signed(self.totals.queued.load(Ordering::Acquire)) <= self.limit
+        let within = |queued: &AtomicUsize, limit| signed(queued.load(Ordering::Acquire)) <= limit;
+        within(&self.totals.queued, self.limit)
+            && self.totals.unread.get().is_none_or(|unread| within(&unread.queued, unread.limit))
     }
 
     async fn wait_for_readers(&self) {
+        let own = Unread::new(usize::MAX);
+        let unread = self.totals.unread.get().map_or(&own, |unread| unread);
         self.totals.paused.store(true, Ordering::Release);
+        unread.paused.fetch_add(1, Ordering::AcqRel);
         let caught_up = async {
-            while !self.within_limit() {
-                self.totals.refunded.notified().await;
+            loop {
+                let refunded = unread.refunded.notified();
+                tokio::pin!(refunded);
+                refunded.as_mut().enable();
+                if self.within_limit() {
+                    return;
+                }
+                tokio::select! {
+                    () = refunded => {}
+                    () = self.totals.refunded.notified() => {}
+                }
             }
         };
         let _ = tokio::time::timeout(PATIENCE, caught_up).await; // the caller looks at the balance again
+        unread.paused.fetch_sub(1, Ordering::AcqRel);
         self.totals.paused.store(false, Ordering::Release);
     }
 
@@ -394,6 +445,30 @@ mod tests {
         a.refund(300);
         assert_eq!(ledger.charge(id(1), 300).await, Verdict::Fine);
         assert_eq!(a.balance(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tunnels_of_one_agent_share_a_bound() {
+        let unread = Arc::new(Unread::new(1000));
+        let ledgers = [Ledger::new(10_000), Ledger::new(10_000)];
+        let [a, b] = ledgers.each_ref().map(|ledger| {
+            ledger.share(unread.clone());
+            ledger.open(id(1))
+        });
+        assert_eq!(ledgers[0].charge(id(1), 700).await, Verdict::Fine);
+        let charging = tokio::spawn(async move {
+            let verdict = ledgers[1].charge(id(1), 700).await;
+            (ledgers, verdict)
+        });
+        tokio::task::yield_now().await;
+        assert!(!charging.is_finished());
+        a.refund(700);
+        let (ledgers, verdict) = charging.await.unwrap();
+        assert_eq!(verdict, Verdict::Fine);
+        assert_eq!(ledgers[0].charge(id(1), 700).await, Verdict::Close(id(1)));
+        assert!(a.overflowed() && !b.closed());
+        drop((a, b, ledgers));
+        assert_eq!(unread.queued.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -30,6 +30,6 @@ pub use self::io::TunnelIo;
 pub use self::key::{InvalidPublicKey, KeyError, PrivateKey, PublicKey};
 
 pub(crate) use self::client::{Login, LoginError, connect};
-pub(crate) use self::config::{LoginConfig, TunnelConfig, server as server_config};
-pub(crate) use self::server::{Door, Gate, Progress, Proof, Turned, serve};
-pub(crate) use self::session::{RENEW_AFTER, Session, SessionParts};
+pub(crate) use self::config::{LoginConfig, TunnelConfig, seat_in, server as server_config};
+pub(crate) use self::server::{Door, Gate, Progress, Proof, Turned, Welcome, serve};
+pub(crate) use self::session::{Account, Call, RENEW_AFTER, Session, SessionParts};

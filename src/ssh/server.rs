@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::Authority;
 use russh::keys::ssh_key;
 use russh::server::{
     Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session as RusshSession, VerifiedPublicKey,
@@ -25,25 +26,37 @@ use super::write_behind::{Carrier, WriteBehind};
 use crate::close::CloseReason;
 use crate::id::AgentId;
 use crate::incoming::{Acceptor, NotTaken};
+use crate::labels::{self, Labels};
 use crate::tunnel::TunnelId;
 
 /// Keys that a stranger may name without proving that it has them.
 const MAX_PROBES: usize = 8;
 
 /// The hub, as a session sees it.
+#[async_trait::async_trait]
 pub(crate) trait Gate: Send + Sync + 'static {
-    /// An agent has proved who it is. `Err` says why its tunnel is not wanted all the same.
-    fn admit(&self, session: &Arc<Session>, proof: Proof) -> Result<(), String>;
-    /// The agent can be called from now on.
-    fn ready(&self, session: &Arc<Session>) -> Result<(), String>;
+    /// An agent has proved who it is; `greeting` is its first line. `Err` says why its tunnel is not wanted all the same.
+    fn admit(&self, session: &Arc<Session>, proof: Proof, greeting: &str) -> Result<(), String>;
+    /// The agent can be called from now on, if the hub wants to.
+    async fn ready(&self, session: &Arc<Session>, labels: Labels) -> Result<Welcome, String>;
     /// The agent does not want to be called any more.
     fn unready(&self, session: &Arc<Session>);
+}
+
+/// What a hub makes of an agent's offer to be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Welcome {
+    Wanted,
+    /// It may stay and call, and is not called.
+    NotCalled,
 }
 
 /// What an agent proved itself with.
 #[derive(Debug, Clone)]
 pub(crate) struct Proof {
     pub(crate) grant: Grant,
+    /// To ask again while the tunnel lives.
+    pub(crate) claim: Claim,
     /// The key, or the certificate's authority: who may take the id over.
     pub(crate) holder: String,
 }
@@ -103,7 +116,7 @@ where
         local,
         peer,
         deadline,
-        claim: None,
+        proof: None,
         failures: 0,
         probes: 0,
         misdirected: false,
@@ -159,7 +172,7 @@ struct ServerHandler {
     /// When the login has to be done.
     deadline: Instant,
     /// Set by a verified key or certificate, and by nothing else.
-    claim: Option<(AgentId, Proof)>,
+    proof: Option<Proof>,
     failures: usize,
     probes: usize,
     /// The agent has asked for a wrong path before.
@@ -180,7 +193,7 @@ impl Drop for ServerHandler {
 
 impl ServerHandler {
     /// Asks the authorizer. What it says against a claim is for the hub's log; a stranger learns only "no".
-    async fn ask(&mut self, user: &str, credential: Credential) -> Option<(AgentId, Grant)> {
+    async fn ask(&mut self, user: &str, credential: Credential) -> Option<(Claim, Grant)> {
         if self.failures >= self.door.max_auth_attempts {
             return None;
         }
@@ -196,7 +209,7 @@ impl ServerHandler {
         let claim = Claim::new(agent_id.clone(), credential, peer);
         // The session's task outlives a connection that is given up, for as long as this answer takes.
         match timeout_at(self.deadline, self.door.authorizer.authorize(&claim)).await {
-            Ok(Ok(grant)) => Some((agent_id, grant)),
+            Ok(Ok(grant)) => Some((claim, grant)),
             Err(_) => {
                 self.failures += 1;
                 tracing::warn!(?peer, agent = %agent_id, "login refused: the authorizer did not answer in time");
@@ -283,10 +296,13 @@ impl Handler for ServerHandler {
     }
 
     async fn auth_succeeded(&mut self, russh: &mut RusshSession) -> Result<(), Error> {
-        // Only a verified key or certificate leads here, and it set the claim.
-        let Some((agent, proof)) = self.claim.take() else { return Err(Error::Inconsistent) };
+        // Only a verified key or certificate leads here, and it set the proof.
+        let Some(proof) = self.proof.take() else { return Err(Error::Inconsistent) };
+        let agent = proof.claim.agent_id.clone();
         let id = TunnelId::next();
         let span = tracing::info_span!("tunnel", agent = %agent, id = %id, peer = ?self.peer);
+        // Every agent id is a valid authority; the fallback is for the compiler.
+        let authority = agent.as_str().parse().unwrap_or_else(|_| Authority::from_static("agent"));
         let session = Session::new(SessionParts {
             id,
             agent,
@@ -295,10 +311,13 @@ impl Handler for ServerHandler {
             carrier: self.carrier.clone(),
             window: self.door.config.window,
             open_timeout: self.door.config.open_timeout,
+            max_channels: self.door.config.max_channels,
+            authority,
             span,
         });
         session.set_opener(Opener::Server(russh.handle()));
-        if let Err(reason) = self.door.gate.admit(&session, proof) {
+        let greeting = String::from_utf8_lossy(russh.remote_sshid());
+        if let Err(reason) = self.door.gate.admit(&session, proof, &greeting) {
             session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
             self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
             return russh.disconnect(Disconnect::ByApplication, &reason, "en");
@@ -312,17 +331,22 @@ impl Handler for ServerHandler {
 
     async fn streamlocal_forward(&mut self, path: &str, russh: &mut RusshSession) -> Result<bool, Error> {
         let Some(session) = &self.session else { return Ok(false) };
-        if path != TUNNEL_PATH {
-            let path = path.chars().take(200).collect::<String>();
-            // Once for the operator who looks for it; an agent must not flood the log.
-            session.span.in_scope(|| match std::mem::replace(&mut self.misdirected, true) {
-                false => tracing::info!(path = %path.escape_debug(), "forward refused: wrong path"),
-                true => tracing::debug!(path = %path.escape_debug(), "forward refused: wrong path"),
-            });
-            return Ok(false);
-        }
-        match self.door.gate.ready(session) {
-            Ok(()) => Ok(true),
+        let labels = match labels::read(path, TUNNEL_PATH) {
+            Some(Ok(labels)) => labels,
+            wrong => {
+                let path = path.chars().take(200).collect::<String>();
+                let why = wrong.and_then(Result::err).map_or("wrong path".into(), |error| error.to_string());
+                // Once for the operator who looks for it; an agent must not flood the log.
+                session.span.in_scope(|| match std::mem::replace(&mut self.misdirected, true) {
+                    false => tracing::info!(path = %path.escape_debug(), why, "forward refused"),
+                    true => tracing::debug!(path = %path.escape_debug(), why, "forward refused"),
+                });
+                return Ok(false);
+            }
+        };
+        session.set_path(path);
+        match self.door.gate.ready(session, labels).await {
+            Ok(welcome) => Ok(welcome == Welcome::Wanted),
             Err(reason) => {
                 session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
                 self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
@@ -334,7 +358,7 @@ impl Handler for ServerHandler {
 
     async fn cancel_streamlocal_forward(&mut self, path: &str, _: &mut RusshSession) -> Result<bool, Error> {
         match &self.session {
-            Some(session) if path == TUNNEL_PATH => {
+            Some(session) if path == session.path() => {
                 self.door.gate.unready(session);
                 Ok(true)
             }
@@ -522,10 +546,10 @@ impl Handler for ServerHandler {
 }
 
 impl ServerHandler {
-    fn settle(&mut self, granted: Option<(AgentId, Grant)>, holder: String) -> Auth {
+    fn settle(&mut self, granted: Option<(Claim, Grant)>, holder: String) -> Auth {
         match granted {
-            Some((agent, grant)) => {
-                self.claim = Some((agent, Proof { grant, holder }));
+            Some((claim, grant)) => {
+                self.proof = Some(Proof { grant, claim, holder });
                 Auth::Accept
             }
             None => Auth::reject(),

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use http::uri::Authority;
 use russh::{ChannelOpenFailure, client, server};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -14,7 +15,7 @@ use tracing::Span;
 
 use super::client::ClientHandler;
 use super::io::TunnelIo;
-use super::ledger::{Ledger, Verdict};
+use super::ledger::{Ledger, Unread, Verdict};
 use super::write_behind::Carrier;
 use crate::channel::SharedConnection;
 use crate::close::{CloseReason, Disconnected};
@@ -47,6 +48,8 @@ pub(super) enum Opener {
 /// One live (or just ended) tunnel. The user's handles and every channel share it.
 pub(crate) struct Session {
     pub(crate) id: TunnelId,
+    /// The name that calls through it give their peer.
+    pub(crate) authority: Authority,
     pub(crate) agent: AgentId,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<SocketAddr>,
@@ -61,6 +64,14 @@ pub(crate) struct Session {
     opener: OnceLock<Opener>,
     opens: Semaphore,
     pub(crate) open_timeout: Duration,
+    max_channels: usize,
+    /// The path that the agent wants to be dialled on.
+    path: OnceLock<Box<str>>,
+    /// What all tunnels of the agent share on a hub.
+    account: OnceLock<Arc<Account>>,
+    calls: AtomicUsize,
+    /// It may be dead without anybody knowing: an agent that may be the same one has come since it was last heard of.
+    suspect: AtomicBool,
     draining: AtomicBool,
     closed_channels: AtomicU64,
     channels: watch::Sender<usize>,
@@ -76,14 +87,18 @@ pub(crate) struct SessionParts {
     pub(crate) carrier: Arc<Carrier>,
     pub(crate) window: u32,
     pub(crate) open_timeout: Duration,
+    pub(crate) max_channels: usize,
+    pub(crate) authority: Authority,
     pub(crate) span: Span,
 }
 
 impl Session {
     pub(super) fn new(parts: SessionParts) -> Arc<Self> {
-        let SessionParts { agent, local, peer, carrier, window, open_timeout, id, span } = parts;
+        let SessionParts { agent, local, peer, carrier, window, open_timeout, max_channels, authority, id, span } =
+            parts;
         Arc::new(Self {
             id,
+            authority,
             agent,
             local,
             peer,
@@ -96,6 +111,11 @@ impl Session {
             opener: OnceLock::new(),
             opens: Semaphore::new(PENDING_OPENS),
             open_timeout,
+            max_channels,
+            path: OnceLock::new(),
+            account: OnceLock::new(),
+            calls: AtomicUsize::new(0),
+            suspect: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             closed_channels: AtomicU64::new(0),
             channels: watch::Sender::new(0),
@@ -107,13 +127,72 @@ impl Session {
         let _ = self.opener.set(opener); // set once, by whoever made the session
     }
 
+    /// The path that the agent wants to be dialled on; the first stands.
+    pub(super) fn set_path(&self, path: &str) {
+        if path != TUNNEL_PATH {
+            let _ = self.path.set(path.into());
+        }
+    }
+
+    pub(super) fn path(&self) -> &str {
+        self.path.get().map_or(TUNNEL_PATH, |path| path)
+    }
+
+    /// Ties the tunnel to its agent's limits.
+    pub(crate) fn set_account(&self, account: Arc<Account>) {
+        self.ledger.share(account.unread.clone());
+        let _ = self.account.set(account); // set once, by the hub that admits it
+    }
+
+    /// Counts a call, until what is returned is dropped.
+    pub(crate) fn begin_call(self: &Arc<Self>) -> Result<Call, DialError> {
+        if let Some(account) = self.account.get() {
+            let limit = account.max_calls;
+            if account.calls.fetch_add(1, Ordering::Relaxed) >= limit {
+                account.calls.fetch_sub(1, Ordering::Relaxed);
+                return Err(DialError::TooManyCalls { agent: self.agent.clone(), limit });
+            }
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Ok(Call(self.clone()))
+    }
+
+    /// How many calls are in flight.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    /// Asks the peer for a sign of life, and takes no calls until there is one. Without one within `limit` the tunnel is
+    /// ended.
+    pub(crate) async fn prove_alive(&self, limit: Duration) {
+        let Some(Opener::Server(handle)) = self.opener.get() else { return };
+        self.suspect.store(true, Ordering::Relaxed);
+        // A client cannot grant this, and has to say so (RFC 4254 §4); russh has no other request that can be waited for.
+        let asked = async {
+            let _ = handle.forward_tcpip(String::new(), 0).await; // a refusal is a sign of life, too
+        };
+        tokio::select! {
+            answered = tokio::time::timeout(limit, asked) => match answered {
+                Ok(()) => self.suspect.store(false, Ordering::Relaxed),
+                Err(_) => self.carrier.kill(CloseReason::KeepaliveTimeout),
+            },
+            _ = self.closed() => {}
+        }
+    }
+
     /// Opens a channel to the peer's tunnel service.
     ///
     /// The open itself runs in a task of its own: a cancelled open would harm the peer's session. Dropping this future
     /// leaves that task to finish, and the channel, if it comes, is closed.
     pub(crate) async fn open(self: &Arc<Self>) -> Result<TunnelIo, DialError> {
         // Before the look at `draining`: a drain that begins after it waits for this open.
-        let under_way = UnderWay::new(self);
+        let Some(under_way) = UnderWay::new(self) else {
+            return Err(DialError::TooManyChannels { agent: self.agent.clone(), limit: self.max_channels });
+        };
         if let Some(gone) = self.disconnected.borrow().clone() {
             return Err(DialError::Disconnected { agent: self.agent.clone(), gone });
         }
@@ -123,14 +202,13 @@ impl Session {
         let (mut answer, opened) = oneshot::channel();
         let session = self.clone();
         self.runtime.spawn(async move {
-            let _under_way = under_way;
             // Until the open is under way it may be given up, and is when the caller has left.
             let turn = tokio::select! {
                 turn = session.opens.acquire() => turn,
                 _ = session.closed() => return,
                 () = answer.closed() => return,
             };
-            let result = session.open_to_the_end().await;
+            let result = session.open_to_the_end(under_way).await;
             drop(turn);
             // Nobody may be waiting any more: then the channel is dropped here, which closes it.
             let _ = answer.send(result);
@@ -146,7 +224,7 @@ impl Session {
         }
     }
 
-    async fn open_to_the_end(self: &Arc<Self>) -> Result<TunnelIo, DialError> {
+    async fn open_to_the_end(self: &Arc<Self>, under_way: UnderWay) -> Result<TunnelIo, DialError> {
         let Some(opener) = self.opener.get() else { return Err(self.gone().await) };
         let opened = match opener {
             Opener::Client(handle) => {
@@ -154,10 +232,12 @@ impl Session {
                 channel.map(|channel| TunnelIo::from_client(self.clone(), channel))
             }
             Opener::Server(handle) => {
-                let channel = handle.channel_open_forwarded_streamlocal(TUNNEL_PATH).await;
+                let channel = handle.channel_open_forwarded_streamlocal(self.path()).await;
                 channel.map(|channel| TunnelIo::from_server(self.clone(), channel))
             }
         };
+        // From here on the channel itself counts.
+        drop(under_way);
         match opened {
             Ok(io) => Ok(io.holding()),
             Err(russh::Error::ChannelOpenFailure(reason)) => {
@@ -214,7 +294,7 @@ impl Session {
     pub(crate) async fn take_no_calls(&self, limit: Duration) {
         if let Some(Opener::Client(handle)) = self.opener.get() {
             // A hub that does not answer learns of it from the channels that are refused.
-            let _ = tokio::time::timeout(limit.min(GOODBYE), handle.cancel_streamlocal_forward(TUNNEL_PATH)).await;
+            let _ = tokio::time::timeout(limit.min(GOODBYE), handle.cancel_streamlocal_forward(self.path())).await;
         }
     }
 
@@ -268,7 +348,7 @@ impl Session {
         let carrier = self.carrier.clone();
         let mut ended = self.disconnected.subscribe();
         self.runtime.spawn(async move {
-            let text = reason.to_string();
+            let text = reason.farewell();
             let goodbye = async {
                 // A session that is already gone needs no goodbye.
                 let _ = match &farewell {
@@ -350,15 +430,55 @@ impl Session {
 struct UnderWay(Arc<Session>);
 
 impl UnderWay {
-    fn new(session: &Arc<Session>) -> Self {
-        session.channels.send_modify(|open| *open += 1);
-        Self(session.clone())
+    /// None when there are as many channels as there may be.
+    fn new(session: &Arc<Session>) -> Option<Self> {
+        let below = session.channels.send_if_modified(|open| {
+            let below = *open < session.max_channels;
+            *open += usize::from(below);
+            below
+        });
+        below.then(|| Self(session.clone()))
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.channels.send_modify(|open| *open -= 1);
+    }
+}
+
+/// What all tunnels of one agent share on a hub.
+#[derive(Debug)]
+pub(crate) struct Account {
+    calls: AtomicUsize,
+    max_calls: usize,
+    unread: Arc<Unread>,
+}
+
+impl Account {
+    /// With a limit on calls in flight, and one on bytes that were received and not read.
+    pub(crate) fn new(max_calls: usize, max_unread: usize) -> Self {
+        Self { calls: AtomicUsize::new(0), max_calls, unread: Arc::new(Unread::new(max_unread)) }
+    }
+}
+
+/// A call in flight; dropping it ends the counting.
+#[derive(Debug)]
+pub(crate) struct Call(Arc<Session>);
+
+impl Call {
+    /// The tunnel it takes.
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+        if let Some(account) = self.0.account.get() {
+            account.calls.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

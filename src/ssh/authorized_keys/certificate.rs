@@ -13,9 +13,9 @@ use russh::keys::ssh_key::{self, Algorithm, HashAlg};
 use crate::id::AgentId;
 use crate::ssh::authorized_keys::key_rules;
 use crate::ssh::authorized_keys::sources::Sources;
-use crate::ssh::authorized_keys::time::unix_seconds;
 use crate::ssh::authorizer::{Brief, Denied};
 use crate::ssh::key::PublicKey;
+use crate::time::unix_seconds;
 
 /// An OpenSSH certificate that a peer presented.
 ///

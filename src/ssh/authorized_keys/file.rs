@@ -11,9 +11,9 @@ use crate::id::AgentId;
 use crate::ssh::authorized_keys::certificate::Certificate;
 use crate::ssh::authorized_keys::line::{self, Line, LineFault};
 use crate::ssh::authorized_keys::options::Options;
-use crate::ssh::authorized_keys::time::unix_seconds;
 use crate::ssh::authorizer::{Claim, Credential, Denied, Grant};
 use crate::ssh::key::PublicKey;
+use crate::time::unix_seconds;
 
 /// The longest line, in bytes: an RSA key of 16,384 bits takes 2,800.
 pub(super) const MAX_LINE: usize = 64 * 1024;
@@ -156,7 +156,7 @@ impl Terms {
 struct Verdict<'a> {
     claim: &'a Claim,
     fingerprint: String,
-    granted: bool,
+    granted: Option<Grant>,
     /// A line for this id, whose terms are not met.
     unmet: Option<Denied>,
     /// A line that is not in force.
@@ -167,7 +167,7 @@ struct Verdict<'a> {
 
 impl<'a> Verdict<'a> {
     fn new(claim: &'a Claim, fingerprint: String) -> Self {
-        Self { claim, fingerprint, granted: false, unmet: None, refused: None, others: None }
+        Self { claim, fingerprint, granted: None, unmet: None, refused: None, others: None }
     }
 
     fn consider(&mut self, terms: &Terms, what: &str, now: SystemTime) {
@@ -176,7 +176,12 @@ impl<'a> Verdict<'a> {
                 self.others.get_or_insert_default().extend(ids.iter().map(ToString::to_string));
             }
             _ => match terms.check(self.claim, what, now) {
-                Ok(()) => self.granted = true,
+                Ok(()) => {
+                    let labels = &mut self.granted.get_or_insert_default().labels;
+                    for (name, value) in &terms.options.labels {
+                        labels.entry(name.clone()).or_insert_with(|| value.clone());
+                    }
+                }
                 Err(denied) => self.unmet = self.unmet.take().or(Some(denied)),
             },
         }
@@ -188,8 +193,8 @@ impl<'a> Verdict<'a> {
     }
 
     fn reach(self, unknown: impl FnOnce() -> Denied) -> Result<Grant, Denied> {
-        if self.granted {
-            return Ok(Grant::new());
+        if let Some(grant) = self.granted {
+            return Ok(grant);
         }
         let not_granted = self.others.map(|granted| Denied::IdNotGranted {
             agent_id: self.claim.agent_id.clone(),

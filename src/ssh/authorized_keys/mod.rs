@@ -12,15 +12,14 @@ mod sources;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-pub(crate) mod time;
 mod watched;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::id::AgentId;
 use crate::ssh::authorized_keys::file::KeyFile;
@@ -64,7 +63,8 @@ const MAX_REMEMBERED: usize = 1024;
 /// | `expiry-time="YYYYMMDD[HHMM[SS]]"` | the line is dead from then on: in UTC, with or without a `Z` at the end (sshd takes local time without) |
 /// | `restrict`, `no-port-forwarding` | forbid what a tunnel is, so that the line grants nothing and is reported, unless `port-forwarding` follows |
 /// | `pty`, `agent-forwarding`, `X11-forwarding`, `user-rc` and their `no-` forms | no effect: a hub has none of these |
-/// | `command=`, `environment=` | no effect: a hub runs no commands |
+/// | `environment="name=value"` | a label of the agent; may be repeated, the first of a name counts |
+/// | `command=` | no effect: a hub runs no commands |
 /// | `permitopen=`, `permitlisten=`, `tunnel=` | no effect: a hub opens and listens on no port or device for an agent |
 /// | `[no-]touch-required`, `[no-]verify-required` | no effect: they concern security keys |
 /// | any other | the line grants nothing and is reported |
@@ -72,7 +72,8 @@ const MAX_REMEMBERED: usize = 1024;
 /// # Changes and faults
 /// Files are read again when they change: every claim looks at the file's times, size and inode (one `stat`) on
 /// tokio's blocking pool, because a file may be on a network. A line that is not understood is reported once to
-/// `tracing` and by [`problems`](Self::problems), and the others stay in force. A file that cannot be read, is
+/// `tracing` and by [`problems`](Self::problems), and the others stay in force. A hub ends the tunnels of agents that
+/// are not granted any more, by the file or by [`revoked_keys`](Self::revoked_keys), within 5 s. A file that cannot be read, is
 /// larger than 16 MiB, or may be written by its group or by others denies everybody ([`Denied::Unavailable`]) until
 /// it is repaired. Who owns the file and who can write its directory is not checked: keep both as you would for sshd.
 ///
@@ -97,6 +98,7 @@ pub struct AuthorizedKeys {
     pattern: Arc<PathPattern>,
     remembered: Arc<Mutex<Remembered>>,
     revoked: Option<Arc<Watched<RevokedKeys>>>,
+    accepted_labels: BTreeSet<String>,
 }
 
 /// The files seen so far, by owner; `None` is the one file for all.
@@ -208,7 +210,12 @@ impl AuthorizedKeys {
             read(&watched, None, SystemTime::now())?;
             remembered.keep(None, watched);
         }
-        Ok(Self { pattern: Arc::new(pattern), remembered: Arc::new(Mutex::new(remembered)), revoked: None })
+        Ok(Self {
+            pattern: Arc::new(pattern),
+            remembered: Arc::new(Mutex::new(remembered)),
+            revoked: None,
+            accepted_labels: BTreeSet::new(),
+        })
     }
 
     /// Refuses the keys in this file, whatever else says: one public key per line, as in the text form of sshd's
@@ -224,6 +231,13 @@ impl AuthorizedKeys {
         let revoked = Arc::new(Watched::new(path.into(), Absence::Fault));
         read_revoked(&revoked, SystemTime::now())?;
         Ok(Self { revoked: Some(revoked), ..self })
+    }
+
+    /// Lets all agents set these labels themselves, where their lines set none. Default: none.
+    #[must_use]
+    pub fn accept_labels<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.accepted_labels.extend(names.into_iter().map(Into::into));
+        self
     }
 
     /// The lines that were not in force when the files were last read, at most 100 per file.
@@ -276,7 +290,13 @@ impl Authorizer for AuthorizedKeys {
     async fn authorize(&self, claim: &Claim) -> Result<Grant, Denied> {
         let (keys, claim) = (self.clone(), claim.clone());
         let decision = tokio::task::spawn_blocking(move || keys.decide(&claim, SystemTime::now()));
-        decision.await.unwrap_or_else(|_| Err(Denied::Other("the runtime is shutting down".into())))
+        let decision = decision.await.unwrap_or_else(|_| Err(Denied::Other("the runtime is shutting down".into())));
+        decision.map(|grant| grant.accept_labels(self.accepted_labels.clone()))
+    }
+
+    /// Every 3 s: as long as nothing has changed, that costs a look at the file's times for each tunnel.
+    fn recheck_every(&self) -> Option<Duration> {
+        Some(Duration::from_secs(3))
     }
 }
 

@@ -1,9 +1,10 @@
 //! The options field of an authorized_keys line.
 
 use crate::id::{AgentId, InvalidAgentId};
+use crate::labels::{self, InvalidLabel, Labels};
 use crate::ssh::authorized_keys::sources::{BadSources, Sources};
-use crate::ssh::authorized_keys::time;
 use crate::ssh::authorizer::Brief;
+use crate::time;
 
 /// What the options of a line say about tunnels.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,8 @@ pub(super) struct Options {
     pub(super) from: Option<Sources>,
     /// `expiry-time=`: seconds since 1970 UTC from which on the line is dead.
     pub(super) expires_at: Option<u64>,
+    /// `environment=`: labels of the agent.
+    pub(super) labels: Labels,
 }
 
 /// An options field that cannot be honoured, so that its line grants nothing.
@@ -45,6 +48,10 @@ pub(super) enum BadOptions {
     Principal(InvalidAgentId),
     #[error("in principals=: `*` is not supported: name every agent, or use a CA")]
     Wildcard,
+    #[error("in environment=: write \"name=value\"")]
+    Environment,
+    #[error("in environment=: {0}")]
+    Label(InvalidLabel),
     #[error("option `{0}` forbids forwarding, which is what a tunnel is: add `port-forwarding` after it")]
     NoForwarding(&'static str),
 }
@@ -66,7 +73,7 @@ const FLAGS_WITHOUT_EFFECT: [&str; 12] = [
 ];
 
 /// The same with a value: a hub runs no command, and opens no port, listener or device for an agent.
-const VALUES_WITHOUT_EFFECT: [&str; 5] = ["command", "environment", "permitopen", "permitlisten", "tunnel"];
+const VALUES_WITHOUT_EFFECT: [&str; 4] = ["command", "permitopen", "permitlisten", "tunnel"];
 
 /// One option: its name in lower case, and its value without the quotes.
 pub(super) type RawOption = (String, Option<String>);
@@ -135,6 +142,13 @@ pub(super) fn interpret(raw: Vec<RawOption>) -> Result<Options, BadOptions> {
                 let at = time::parse(&text).ok_or(BadOptions::ExpiryTime(text))?;
                 options.expires_at = Some(options.expires_at.map_or(at, |other| other.min(at)));
             }
+            ("environment", Some(text)) => {
+                let (name, value) = text.split_once('=').ok_or(BadOptions::Environment)?;
+                // The first of a name wins, as in sshd.
+                if !options.labels.contains_key(name) {
+                    labels::add(&mut options.labels, name.into(), value.into()).map_err(BadOptions::Label)?;
+                }
+            }
             (flag, None) if FLAGS_WITHOUT_EFFECT.contains(&flag) => {}
             (name, Some(_)) if VALUES_WITHOUT_EFFECT.contains(&name) => {}
             (_, value) => return Err(misused(name, value.is_some())),
@@ -164,7 +178,7 @@ fn principals(list: &str) -> Result<Vec<AgentId>, BadOptions> {
 /// Why an option that nothing matched is refused.
 fn misused(name: String, has_value: bool) -> BadOptions {
     let flags = ["cert-authority", "restrict", "port-forwarding", "no-port-forwarding"];
-    let values = ["principals", "from", "expiry-time"];
+    let values = ["principals", "from", "expiry-time", "environment"];
     let is_flag = flags.contains(&name.as_str()) || FLAGS_WITHOUT_EFFECT.contains(&name.as_str());
     let is_value = values.contains(&name.as_str()) || VALUES_WITHOUT_EFFECT.contains(&name.as_str());
     match has_value {
@@ -224,6 +238,8 @@ mod tests {
             ("from=\"*\",from=\"*\"", B::Repeated("from")),
             ("principals=\"a\",principals=\"b\"", B::Repeated("principals")),
             ("expiry-time=\"soon\"", B::ExpiryTime("soon".into())),
+            ("environment=\"site\"", B::Environment),
+            ("environment", B::NoValue("environment".into())),
             ("principals=\"*\"", B::Wildcard),
             ("principals=\"a,*\"", B::Wildcard),
         ] {
@@ -233,6 +249,14 @@ mod tests {
             assert!(matches!(parse(field), Err(B::Principal(_))), "{field}");
         }
         assert!(matches!(parse("from=\"*.example.com\""), Err(B::From(_))));
+    }
+
+    #[test]
+    fn environment_gives_labels_and_the_first_of_a_name_counts() {
+        let options =
+            parse("environment=\"site=berlin\",environment=\"rack=4\",environment=\"site=x\"").expect("options");
+        assert_eq!(options.labels, Labels::from([("site".into(), "berlin".into()), ("rack".into(), "4".into())]));
+        assert!(matches!(parse("environment=\"a b=x\""), Err(BadOptions::Label(InvalidLabel::Name { .. }))));
     }
 
     #[test]

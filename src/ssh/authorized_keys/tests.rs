@@ -510,5 +510,5 @@ async fn rsa_is_accepted_with_sha2_only() {
 #[test]
 fn the_noon_of_these_tests_is_what_they_say() {
     assert_eq!(noon(), SystemTime::UNIX_EPOCH + Duration::from_secs(NOON));
-    assert_eq!(super::time::Utc(NOON).to_string(), "2027-01-15 08:00:00 UTC");
+    assert_eq!(crate::time::Utc(NOON).to_string(), "2027-01-15 08:00:00 UTC");
 }

@@ -12,7 +12,7 @@ pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
 ///
 /// Without a suffix OpenSSH means the system's own zone; here it is UTC too, so that a file means the same on every
 /// machine.
-pub(super) fn parse(text: &str) -> Option<u64> {
+pub(crate) fn parse(text: &str) -> Option<u64> {
     let upper = text.to_ascii_uppercase();
     let digits = upper.strip_suffix("UTC").or_else(|| upper.strip_suffix('Z')).unwrap_or(&upper);
     if !matches!(digits.len(), 8 | 12 | 14) || !digits.bytes().all(|b| b.is_ascii_digit()) {

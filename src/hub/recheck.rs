@@ -1,0 +1,41 @@
+//! Asks the authorizer again while tunnels live: what was granted at login may have been taken back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::registry::Registry;
+use crate::close::CloseReason;
+use crate::ssh::{Authorizer, Denied, Proof, Session};
+
+/// How long one answer may take; no answer changes nothing.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many questions are under way at once.
+const AT_ONCE: usize = 16;
+
+/// Runs as long as its hub.
+pub(super) async fn run(registry: Arc<Registry>, authorizer: Arc<dyn Authorizer>) {
+    let Some(interval) = authorizer.recheck_every() else { return };
+    let interval = interval.max(Duration::from_millis(100));
+    loop {
+        tokio::time::sleep(interval).await;
+        let mut questions = JoinSet::new();
+        for (session, proof) in registry.proofs() {
+            if questions.len() >= AT_ONCE {
+                let _ = questions.join_next().await; // an authorizer that panics has said nothing
+            }
+            questions.spawn(ask(session, proof, authorizer.clone()));
+        }
+        while questions.join_next().await.is_some() {}
+    }
+}
+
+async fn ask(session: Arc<Session>, proof: Arc<Proof>, authorizer: Arc<dyn Authorizer>) {
+    match tokio::time::timeout(PATIENCE, authorizer.authorize(&proof.claim)).await {
+        // A file that cannot be read keeps newcomers out; whoever is in was let in by one that could.
+        Err(_) | Ok(Ok(_) | Err(Denied::Unavailable { .. })) => {}
+        Ok(Err(denied)) => session.close(CloseReason::Revoked { reason: denied.to_string() }),
+    }
+}
