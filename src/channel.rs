@@ -1,21 +1,20 @@
 //! [`TunnelChannel`]: calls through a tunnel's one long-lived connection, for any tonic stub.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::{Authority, Scheme};
+use h2::RecvStream;
+use h2::client::SendRequest;
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::sync::OnceCell;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
@@ -23,76 +22,8 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::connector::{DialError, Route};
+use crate::http2::{Lease, ReceivedBody, Upload, strip_hop_by_hop, timeout_of};
 use crate::ssh::{Call, Session};
-use crate::tuning;
-
-/// The HTTP/2 connection that all of one side's own calls through a tunnel share.
-///
-/// It is made by the first call, by one of several that come at once, and again by the first call after it ended.
-#[derive(Default)]
-pub(crate) struct SharedConnection(Mutex<Arc<OnceCell<SendRequest<Body>>>>);
-
-impl SharedConnection {
-    fn cell(&self) -> MutexGuard<'_, Arc<OnceCell<SendRequest<Body>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn get(&self, session: &Arc<Session>) -> Result<SendRequest<Body>, DialError> {
-        let cell = {
-            let mut cell = self.cell();
-            if cell.get().is_some_and(SendRequest::is_closed) {
-                *cell = Arc::default();
-            }
-            cell.clone()
-        };
-        // One that is refused leaves it to the next in line: none of them waits longer than for one attempt.
-        match tokio::time::timeout(session.open_timeout, cell.get_or_try_init(|| connect(session))).await {
-            Ok(connected) => connected.cloned(),
-            Err(_) => Err(DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout }),
-        }
-    }
-
-    /// Lets go of the connection: it closes when its last call has ended.
-    pub(crate) fn retire(&self) {
-        *self.cell() = Arc::default();
-    }
-}
-
-/// Connects on the session's own runtime: the caller's may end, or stand still, while others use the connection.
-async fn connect(session: &Arc<Session>) -> Result<SendRequest<Body>, DialError> {
-    let connecting = session.runtime.spawn(handshake(session.clone()));
-    match connecting.await {
-        Ok(connected) => connected,
-        Err(_) => Err(DialError::Disconnected { agent: session.agent.clone(), gone: session.closed().await }),
-    }
-}
-
-async fn handshake(session: Arc<Session>) -> Result<SendRequest<Body>, DialError> {
-    let io = session.open().await?;
-    let handshake = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_connection_window_size(tuning::HTTP2_CONNECTION_WINDOW)
-        .initial_stream_window_size(tuning::HTTP2_STREAM_WINDOW)
-        .max_header_list_size(tuning::HTTP2_MAX_HEADER_LIST)
-        .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
-        .reset_stream_duration(tuning::HTTP2_REMEMBER_RESETS_FOR)
-        .keep_alive_interval(tuning::HTTP2_CLIENT_PING_INTERVAL)
-        .keep_alive_timeout(tuning::HTTP2_PING_TIMEOUT)
-        .handshake::<_, Body>(TokioIo::new(io))
-        .await;
-    match handshake {
-        Ok((sender, connection)) => {
-            // Ends with the tunnel, or when the last sender and the last call are gone.
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "connection for own calls ended");
-                }
-            });
-            Ok(sender)
-        }
-        Err(error) => Err(DialError::Rejected { agent: session.agent.clone(), reason: error.to_string() }),
-    }
-}
 
 /// Calls through a tunnel; every tonic stub accepts it.
 ///
@@ -145,54 +76,89 @@ impl TunnelChannel {
                 tokio::time::timeout_at(at, self.send_once_or_twice(request)).await.unwrap_or_else(|_| Err(expired()))
             }
         };
-        let (call, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
+        let (hold, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
         mend(response.headers_mut(), deadline);
         let deadline = deadline.map(tokio::time::sleep_until);
-        Ok(response.map(|incoming| ResponseBody { incoming: Some(incoming), deadline, call }))
+        Ok(response.map(|stream| ResponseBody { received: Some(ReceivedBody::new(stream)), deadline, hold }))
     }
 
     /// A call that never reached an agent is sent once more, on another tunnel if there is one.
-    async fn send_once_or_twice(&self, mut request: Request<Body>) -> Result<(Call, Response<Incoming>), Status> {
+    async fn send_once_or_twice(&self, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
         let mut call = self.take().await?;
         let mut retried = false;
         loop {
             let session = call.session();
-            let mut sender = match session.shared.get(session).await {
-                Err(error) if error.is_of_one_tunnel() && !retried => {
-                    retried = true;
-                    call = self.route.successor(session).await.ok_or(error)?.begin_call()?;
-                    continue;
-                }
-                sender => sender?,
-            };
-            address(&mut request, &session.authority);
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((call, response)),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if !retried => {
-                        retried = true;
-                        request = unsent;
-                        match self.route.successor(session).await {
-                            Some(successor) => call = successor.begin_call()?,
-                            None if session.is_closed() => call = self.take().await?,
-                            None => {}
-                        }
-                    }
-                    _ => return Err(failed(session, error.into_error())),
+            let error = match session.calls_to_peer.get(session).await {
+                Ok((sender, lease)) => match sender.ready().await {
+                    Ok(sender) => return exchange(call, lease, sender, request).await,
+                    // The connection has just ended, and nothing was sent on it.
+                    Err(error) if retried => return Err(failed(session, error)),
+                    Err(_) => None,
                 },
-            }
+                Err(error) if !retried && error.is_of_one_tunnel() => Some(error),
+                Err(error) => return Err(error.into()),
+            };
+            retried = true;
+            call = match (self.route.successor(session).await, error) {
+                (Some(successor), _) => successor.begin_call()?,
+                (None, Some(error)) => return Err(error.into()),
+                (None, None) if session.is_closed() => self.take().await?,
+                (None, None) => call,
+            };
         }
     }
 }
 
+/// What a call holds until its end; dropping it ends the call.
+#[derive(Debug)]
+struct Hold {
+    call: Call,
+    _lease: Lease,
+    /// Sends what is left of the request.
+    upload: Option<AbortHandle>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(upload) = &self.upload {
+            upload.abort();
+        }
+    }
+}
+
+/// Sends a request and waits for the head of its answer.
+async fn exchange(
+    call: Call,
+    lease: Lease,
+    mut sender: SendRequest<Bytes>,
+    request: Request<Body>,
+) -> Result<(Hold, Response<RecvStream>), Status> {
+    let session = call.session();
+    let (mut head, body) = request.into_parts();
+    strip_hop_by_hop(&mut head.headers);
+    head.uri = address(head.uri, &session.authority);
+    let sent = sender.send_request(Request::from_parts(head, ()), body.is_end_stream());
+    let (response, stream) = sent.map_err(|error| failed(session, error))?;
+    let mut hold = Hold { call, _lease: lease, upload: None };
+    if !body.is_end_stream() {
+        let mut upload = Box::pin(Upload::new(body, stream));
+        // Most requests are sent here and now.
+        if poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await.is_pending() {
+            hold.upload = Some(hold.call.session().runtime.spawn(upload).abort_handle());
+        }
+    }
+    let response = response.await;
+    response.map_err(|error| failed(hold.call.session(), error)).map(|response| (hold, response))
+}
+
 /// Every request goes to the peer at the other end of the tunnel, under the name that it has there.
-fn address(request: &mut Request<Body>, authority: &Authority) {
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+fn address(uri: Uri, authority: &Authority) -> Uri {
+    let mut parts = uri.into_parts();
     parts.scheme = Some(Scheme::HTTP);
     parts.authority = Some(authority.clone());
-    parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     // Scheme, authority and path together are always a valid URI.
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 impl Service<Request<Body>> for TunnelChannel {
@@ -242,41 +208,29 @@ fn mend(headers: &mut HeaderMap, deadline: Option<Instant>) {
 }
 
 /// An HTTP/2 failure as the caller should see it: a lost tunnel by its name, anything else as tonic maps it.
-fn failed(session: &Session, error: hyper::Error) -> Status {
-    lost(session, &error).unwrap_or_else(|| Status::from_error(Box::new(error)))
-}
-
-fn lost(session: &Session, error: &hyper::Error) -> Option<Status> {
+fn failed(session: &Session, error: h2::Error) -> Status {
     let gone = session.disconnected().borrow().clone();
     if let Some(gone) = gone {
-        return Some(DialError::Disconnected { agent: session.agent.clone(), gone }.into());
+        return DialError::Disconnected { agent: session.agent.clone(), gone }.into();
     }
     // The stream ended with its connection, not with an error of its own.
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>()
-            && (h2.is_io() || h2.is_go_away())
-        {
-            let text = format!("agent `{}`: the connection for this call ended: {h2}", session.agent);
-            return Some(Status::unavailable(text));
-        }
-        source = cause.source();
+    if error.is_io() || error.is_go_away() {
+        let text = format!("agent `{}`: the connection for this call ended: {error}", session.agent);
+        return Status::unavailable(text);
     }
-    let text = format!("agent `{}`: the connection for this call ended: {error}", session.agent);
-    (error.is_closed() || error.is_canceled() || error.is_incomplete_message()).then(|| Status::unavailable(text))
+    Status::from_error(Box::new(error))
 }
 
 pin_project! {
     /// The body of a [`TunnelChannel`]'s response.
     ///
-    /// Dropping it before its end cancels the call, and the peer's handler is told; hyper does so only once the
-    /// request's stream has ended or was dropped, too.
+    /// Dropping it before its end cancels the call, and the peer's handler is told.
     pub struct ResponseBody {
         #[pin]
-        incoming: Option<Incoming>,
+        received: Option<ReceivedBody>,
         #[pin]
         deadline: Option<Sleep>,
-        call: Call,
+        hold: Hold,
     }
 }
 
@@ -286,13 +240,13 @@ impl http_body::Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut this = self.project();
-        let Some(incoming) = this.incoming.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let Some(received) = this.received.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let deadline = this.deadline.as_ref().as_pin_ref().map(|deadline| deadline.deadline());
-        if let Poll::Ready(frame) = incoming.poll_frame(cx) {
+        if let Poll::Ready(frame) = received.poll_frame(cx) {
             return Poll::Ready(match frame {
                 // A peer that is always ahead of its reader may not go on for ever; the end of a call is welcome late.
                 Some(Ok(frame)) if frame.is_data() && has_passed(deadline) => {
-                    this.incoming.set(None);
+                    this.received.set(None);
                     Some(Err(expired()))
                 }
                 Some(Ok(mut frame)) => {
@@ -302,8 +256,8 @@ impl http_body::Body for ResponseBody {
                     Some(Ok(frame))
                 }
                 Some(Err(error)) => {
-                    this.incoming.set(None);
-                    Some(Err(status_at_deadline(failed(this.call.session(), error), deadline)))
+                    this.received.set(None);
+                    Some(Err(status_at_deadline(failed(this.hold.call.session(), error), deadline)))
                 }
                 None => None,
             });
@@ -311,18 +265,18 @@ impl http_body::Body for ResponseBody {
         if let Some(deadline) = this.deadline.as_pin_mut() {
             ready!(deadline.poll(cx));
             // Cancels the call, even if the caller holds on to this body.
-            this.incoming.set(None);
+            this.received.set(None);
             return Poll::Ready(Some(Err(expired())));
         }
         Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(http_body::Body::is_end_stream)
+        self.received.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+        self.received.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
     }
 }
 
@@ -346,25 +300,6 @@ fn drop_bad_details(headers: &mut HeaderMap) {
     }
 }
 
-/// The `grpc-timeout` of a request: at most eight digits and a unit. Anything else is no timeout; the peer will say so.
-fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let n: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(n * 3600),
-        "M" => Duration::from_secs(n * 60),
-        "S" => Duration::from_secs(n),
-        "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -380,27 +315,6 @@ mod tests {
             drop_bad_details(&mut headers);
             assert_eq!(headers.contains_key("grpc-status-details-bin"), kept, "{details}");
             assert_eq!(Status::from_header_map(&headers).unwrap().code(), tonic::Code::PermissionDenied);
-        }
-    }
-
-    #[test]
-    fn timeouts_are_read_as_the_grpc_spec_writes_them() {
-        let timeout = |text: &'static str| {
-            timeout_of(&HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), text.parse().unwrap())]))
-        };
-        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
-        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(timeout("7u"), Some(Duration::from_micros(7)));
-        for bad in ["", "S", "5", "5s", "123456789S", "-1S", "1.5S", "ä"] {
-            assert_eq!(
-                timeout_of(&HeaderMap::from_iter([(
-                    http::HeaderName::from_static("grpc-timeout"),
-                    http::HeaderValue::from_bytes(bad.as_bytes()).unwrap()
-                )])),
-                None,
-                "{bad}"
-            );
         }
     }
 }

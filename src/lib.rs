@@ -159,6 +159,7 @@ mod carrier;
 mod channel;
 mod close;
 mod connector;
+mod http2;
 mod hub;
 mod id;
 mod incoming;

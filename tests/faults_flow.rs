@@ -485,7 +485,7 @@ async fn cancelled_opens(rounds: u64, answer: Answer) {
             match result {
                 Ok(Ok(_)) => opened += 1,
                 // Those that were given up a moment ago may still count.
-                Ok(Err(DialError::Rejected { .. })) => refused += 1,
+                Ok(Err(DialError::Rejected { .. } | DialError::TooManyChannels { .. })) => refused += 1,
                 Ok(Err(error)) => panic!("round {round}: {error}"),
                 Err(_) => cancelled += 1,
             }

@@ -17,9 +17,9 @@ use super::client::ClientHandler;
 use super::io::TunnelIo;
 use super::ledger::{Ledger, Unread, Verdict};
 use super::write_behind::Carrier;
-use crate::channel::SharedConnection;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
+use crate::http2::Connections;
 use crate::id::AgentId;
 use crate::tunnel::TunnelId;
 
@@ -55,8 +55,8 @@ pub(crate) struct Session {
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) since: SystemTime,
     pub(crate) span: Span,
-    /// The long-lived HTTP/2 connection for this side's own calls.
-    pub(crate) shared: SharedConnection,
+    /// The long-lived HTTP/2 connections for this side's own calls.
+    pub(crate) calls_to_peer: Connections,
     pub(super) carrier: Arc<Carrier>,
     pub(super) ledger: Ledger,
     /// Runs what must outlive its caller, also when that caller has no runtime of its own.
@@ -104,7 +104,7 @@ impl Session {
             peer,
             since: SystemTime::now(),
             span,
-            shared: SharedConnection::default(),
+            calls_to_peer: Connections::default(),
             carrier,
             ledger: Ledger::new(2 * window as usize),
             runtime: Handle::current(),
@@ -283,7 +283,7 @@ impl Session {
     /// Refuses new channels from now on; those that are open live on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.shared.retire();
+        self.calls_to_peer.retire();
     }
 
     pub(crate) fn is_draining(&self) -> bool {

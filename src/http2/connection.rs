@@ -1,0 +1,176 @@
+//! The HTTP/2 connections that all of one side's own calls through a tunnel share.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use h2::client::{self, SendRequest};
+use h2::{Ping, PingPong};
+use tokio::sync::OnceCell;
+
+use crate::connector::DialError;
+use crate::ssh::{Session, TunnelIo};
+use crate::tuning;
+
+/// Calls on one connection, where the peer allows more: then another is made, so that no call waits for others to end.
+const CALLS_PER_CONNECTION: usize = 256;
+
+/// Calls on a connection whose peer has not said yet how many it allows.
+const CALLS_AT_FIRST: usize = 100;
+
+/// The connections of one tunnel, in the order in which they were made.
+///
+/// The first is made by the first call, by one of several that come at once; each further one when all before it are
+/// full. One that has ended is replaced by the next call.
+#[derive(Default)]
+pub(crate) struct Connections(Mutex<Vec<Arc<Connection>>>);
+
+/// One connection, or the attempt to make it.
+#[derive(Default)]
+struct Connection {
+    /// It keeps the connection standing.
+    sender: OnceCell<SendRequest<Bytes>>,
+    /// The connection's driver has a part in this, and in nothing that keeps it standing.
+    usage: Arc<Usage>,
+}
+
+#[derive(Default)]
+struct Usage {
+    calls: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl Connection {
+    fn has_room(&self) -> bool {
+        let allowed = match self.sender.get() {
+            Some(sender) => sender.current_max_send_streams().clamp(1, CALLS_PER_CONNECTION),
+            None => CALLS_AT_FIRST,
+        };
+        self.usage.calls.load(Ordering::Relaxed) < allowed
+    }
+}
+
+/// A place on a connection; dropping it frees the place.
+pub(crate) struct Lease(Arc<Connection>);
+
+impl Lease {
+    fn new(connection: &Arc<Connection>) -> Self {
+        connection.usage.calls.fetch_add(1, Ordering::Relaxed);
+        Self(connection.clone())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.usage.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").finish_non_exhaustive()
+    }
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one call, on a connection that stands.
+    pub(crate) async fn get(&self, session: &Arc<Session>) -> Result<(SendRequest<Bytes>, Lease), DialError> {
+        let lease = self.reserve();
+        if let Some(sender) = lease.0.sender.get() {
+            return Ok((sender.clone(), lease));
+        }
+        // One that is refused leaves it to the next in line: none of them waits longer than for one attempt.
+        let limit = session.sleep(session.open_timeout);
+        let made = tokio::select! {
+            biased;
+            made = lease.0.sender.get_or_try_init(|| connect(session, &lease.0.usage)) => made.cloned(),
+            () = limit => Err(DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout }),
+        };
+        made.map(|sender| (sender, lease))
+    }
+
+    fn reserve(&self) -> Lease {
+        let mut connections = self.lock();
+        connections.retain(|connection| !connection.usage.ended.load(Ordering::Acquire));
+        if let Some(connection) = connections.iter().find(|connection| connection.has_room()) {
+            return Lease::new(connection);
+        }
+        let connection = Arc::default();
+        let lease = Lease::new(&connection);
+        connections.push(connection);
+        lease
+    }
+
+    /// Lets go of the connections: each closes when its last call has ended.
+    pub(crate) fn retire(&self) {
+        self.lock().clear();
+    }
+}
+
+/// Connects on the session's own runtime: the caller's may end, or stand still, while others use the connection.
+async fn connect(session: &Arc<Session>, usage: &Arc<Usage>) -> Result<SendRequest<Bytes>, DialError> {
+    let connecting = session.runtime.spawn(handshake(session.clone(), usage.clone()));
+    match connecting.await {
+        Ok(connected) => connected,
+        Err(_) => Err(DialError::Disconnected { agent: session.agent.clone(), gone: session.closed().await }),
+    }
+}
+
+async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendRequest<Bytes>, DialError> {
+    let io = session.open().await?;
+    let handshake = client::Builder::new()
+        .initial_connection_window_size(tuning::HTTP2_CONNECTION_WINDOW)
+        .initial_window_size(tuning::HTTP2_STREAM_WINDOW)
+        .max_header_list_size(tuning::HTTP2_MAX_HEADER_LIST)
+        .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
+        .reset_stream_duration(tuning::HTTP2_REMEMBER_RESETS_FOR)
+        .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
+        .initial_max_send_streams(CALLS_AT_FIRST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_push(false)
+        .handshake::<TunnelIo, Bytes>(io)
+        .await;
+    match handshake {
+        Ok((sender, mut driver)) => {
+            let pings = driver.ping_pong();
+            // Ends with the tunnel, or when the last sender and the last call are gone.
+            tokio::spawn(async move {
+                let silent = keep_alive(pings, &usage);
+                tokio::select! {
+                    ended = driver => if let Err(error) = ended {
+                        tracing::debug!(%error, "connection for own calls ended");
+                    },
+                    () = silent => tracing::warn!(agent = %session.agent, "connection for own calls ended: no answer to a ping"),
+                }
+                usage.ended.store(true, Ordering::Release);
+            });
+            Ok(sender)
+        }
+        Err(error) => Err(DialError::Rejected { agent: session.agent.clone(), reason: error.to_string() }),
+    }
+}
+
+/// What h2 may keep of one call's data that is not sent yet.
+const SEND_BUFFER: usize = 1 << 20;
+
+/// Asks a peer with calls open whether it lives; returns when it does not say so.
+async fn keep_alive(pings: Option<PingPong>, usage: &Usage) {
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(tuning::HTTP2_CLIENT_PING_INTERVAL).await;
+        if usage.calls.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        match tokio::time::timeout(tuning::HTTP2_PING_TIMEOUT, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection has ended, and its driver says so.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}

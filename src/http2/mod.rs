@@ -1,0 +1,11 @@
+//! HTTP/2 calls through a tunnel, on h2 itself: who owns each stream's queue decides what a slow reader costs.
+
+mod body;
+mod connection;
+mod headers;
+mod upload;
+
+pub(crate) use self::body::ReceivedBody;
+pub(crate) use self::connection::{Connections, Lease};
+pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
+pub(crate) use self::upload::Upload;

@@ -1,0 +1,112 @@
+//! Sends a body on an HTTP/2 stream.
+
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http::HeaderMap;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// Sends a body to its end, no faster than the peer reads; resets the stream when the body fails. Ends early when the
+    /// peer does not want more. Dropping it stops sending.
+    pub(crate) struct Upload<B> {
+        #[pin]
+        body: B,
+        stream: SendStream<Bytes>,
+        // Read from the body, and not sent yet: the next chunk and, so that the last is known, the one after.
+        held: Option<Bytes>,
+        after: Option<Bytes>,
+        // What the body ended with.
+        end: Option<Option<HeaderMap>>,
+    }
+}
+
+impl<B> Upload<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
+        Self { body, stream, held: None, after: None, end: None }
+    }
+}
+
+impl<B> Future for Upload<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        loop {
+            while this.end.is_none() && this.after.is_none() {
+                match this.body.as_mut().poll_frame(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(None) => *this.end = Some(None),
+                    Poll::Ready(Some(Err(error))) => {
+                        this.stream.send_reset(reason_in(&*error.into()));
+                        return Poll::Ready(());
+                    }
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) if this.held.is_none() => *this.held = Some(data),
+                        Ok(data) => *this.after = Some(data),
+                        Err(frame) => *this.end = Some(frame.into_trailers().ok()),
+                    },
+                }
+            }
+            // Sending fails only on a stream that is gone, and then nobody wants the rest.
+            if let Some(len) = this.held.as_ref().map(Bytes::len) {
+                // A whole chunk goes as soon as there is room for a byte: h2 keeps the rest, one chunk at most.
+                if len > 0 && ready!(poll_room(this.stream, len, cx)).is_err() {
+                    return Poll::Ready(());
+                }
+                let last = this.after.is_none() && matches!(this.end, Some(None));
+                let data = std::mem::replace(this.held, this.after.take()).unwrap_or_default();
+                if this.stream.send_data(data, last).is_err() || last {
+                    return Poll::Ready(());
+                }
+            } else if let Some(end) = this.end {
+                let _ = match end.take() {
+                    Some(trailers) => this.stream.send_trailers(trailers),
+                    None => this.stream.send_data(Bytes::new(), true),
+                };
+                return Poll::Ready(());
+            } else {
+                // Nothing to send: the peer may not want more, too.
+                return this.stream.poll_reset(cx).map(|_| ());
+            }
+        }
+    }
+}
+
+/// Waits until something may be sent.
+fn poll_room(stream: &mut SendStream<Bytes>, len: usize, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+    stream.reserve_capacity(len);
+    while stream.capacity() == 0 {
+        match stream.poll_capacity(cx) {
+            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(())),
+            Poll::Pending => return stream.poll_reset(cx).map(|_| Err(())),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// The code of a reset for a body that failed: the one it was reset with itself, if it was.
+fn reason_in(error: &(dyn Error + 'static)) -> Reason {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return reason;
+        }
+        cause = error.source();
+    }
+    Reason::CANCEL
+}
