@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use h2::client::SendRequest;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::task::AbortHandle;
@@ -21,9 +19,9 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tower_service::Service;
 
-use crate::connector::{DialError, Route};
-use crate::http2::{Lease, ReceivedBody, Upload, strip_hop_by_hop, timeout_of};
-use crate::ssh::{Call, Session};
+use crate::connector::Route;
+use crate::http2::{Lease, Placed, ReceivedBody, Upload, address, failed, strip_hop_by_hop, timeout_of};
+use crate::ssh::Call;
 
 /// Calls through a tunnel; every tonic stub accepts it.
 ///
@@ -59,22 +57,11 @@ impl TunnelChannel {
         self
     }
 
-    /// The tunnel for a call, which counts from here on.
-    async fn take(&self) -> Result<Call, DialError> {
-        let session = match (self.route.session(), self.patience) {
-            (Err(error), Some(limit)) if error.may_pass() => self.route.wait(limit).await,
-            (found, _) => found,
-        }?;
-        session.begin_call()
-    }
-
     async fn send(self, request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
         let deadline = timeout_of(request.headers()).map(|timeout| Instant::now() + timeout);
         let sent = match deadline {
-            None => self.send_once_or_twice(request).await,
-            Some(at) => {
-                tokio::time::timeout_at(at, self.send_once_or_twice(request)).await.unwrap_or_else(|_| Err(expired()))
-            }
+            None => self.send_once(request).await,
+            Some(at) => tokio::time::timeout_at(at, self.send_once(request)).await.unwrap_or_else(|_| Err(expired())),
         };
         let (hold, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
         mend(response.headers_mut(), deadline);
@@ -82,30 +69,8 @@ impl TunnelChannel {
         Ok(response.map(|stream| ResponseBody { received: Some(ReceivedBody::new(stream)), deadline, hold }))
     }
 
-    /// A call that never reached an agent is sent once more, on another tunnel if there is one.
-    async fn send_once_or_twice(&self, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
-        let mut call = self.take().await?;
-        let mut retried = false;
-        loop {
-            let session = call.session();
-            let error = match session.calls_to_peer.get(session).await {
-                Ok((sender, lease)) => match sender.ready().await {
-                    Ok(sender) => return exchange(call, lease, sender, request).await,
-                    // The connection has just ended, and nothing was sent on it.
-                    Err(error) if retried => return Err(failed(session, error)),
-                    Err(_) => None,
-                },
-                Err(error) if !retried && error.is_of_one_tunnel() => Some(error),
-                Err(error) => return Err(error.into()),
-            };
-            retried = true;
-            call = match (self.route.successor(session).await, error) {
-                (Some(successor), _) => successor.begin_call()?,
-                (None, Some(error)) => return Err(error.into()),
-                (None, None) if session.is_closed() => self.take().await?,
-                (None, None) => call,
-            };
-        }
+    async fn send_once(&self, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
+        exchange(Placed::find(&*self.route, self.patience, |_| Ok(())).await?, request).await
     }
 }
 
@@ -127,12 +92,8 @@ impl Drop for Hold {
 }
 
 /// Sends a request and waits for the head of its answer.
-async fn exchange(
-    call: Call,
-    lease: Lease,
-    mut sender: SendRequest<Bytes>,
-    request: Request<Body>,
-) -> Result<(Hold, Response<RecvStream>), Status> {
+async fn exchange(placed: Placed, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
+    let Placed { call, lease, mut sender } = placed;
     let session = call.session();
     let (mut head, body) = request.into_parts();
     strip_hop_by_hop(&mut head.headers);
@@ -149,16 +110,6 @@ async fn exchange(
     }
     let response = response.await;
     response.map_err(|error| failed(hold.call.session(), error)).map(|response| (hold, response))
-}
-
-/// Every request goes to the peer at the other end of the tunnel, under the name that it has there.
-fn address(uri: Uri, authority: &Authority) -> Uri {
-    let mut parts = uri.into_parts();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(authority.clone());
-    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-    // Scheme, authority and path together are always a valid URI.
-    Uri::from_parts(parts).unwrap_or_default()
 }
 
 impl Service<Request<Body>> for TunnelChannel {
@@ -205,20 +156,6 @@ fn mend(headers: &mut HeaderMap, deadline: Option<Instant>) {
         headers.insert(Status::GRPC_STATUS, HeaderValue::from_static("4"));
         headers.insert(Status::GRPC_MESSAGE, HeaderValue::from_static(EXPIRED));
     }
-}
-
-/// An HTTP/2 failure as the caller should see it: a lost tunnel by its name, anything else as tonic maps it.
-fn failed(session: &Session, error: h2::Error) -> Status {
-    let gone = session.disconnected().borrow().clone();
-    if let Some(gone) = gone {
-        return DialError::Disconnected { agent: session.agent.clone(), gone }.into();
-    }
-    // The stream ended with its connection, not with an error of its own.
-    if error.is_io() || error.is_go_away() {
-        let text = format!("agent `{}`: the connection for this call ended: {error}", session.agent);
-        return Status::unavailable(text);
-    }
-    Status::from_error(Box::new(error))
 }
 
 pin_project! {

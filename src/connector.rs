@@ -64,6 +64,14 @@ pub enum DialError {
         /// The deadline.
         after: Duration,
     },
+    /// The connection for calls ended, in a tunnel that stands.
+    #[error("agent `{agent}`: the connection for this call ended: {reason}")]
+    ConnectionEnded {
+        /// The agent.
+        agent: AgentId,
+        /// Why.
+        reason: String,
+    },
     /// No agent that can be called has what was asked for.
     #[error("{wanted} is not connected")]
     NoneMatches {

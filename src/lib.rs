@@ -159,6 +159,8 @@ mod carrier;
 mod channel;
 mod close;
 mod connector;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 mod http2;
 mod hub;
 mod id;

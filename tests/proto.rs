@@ -2,14 +2,20 @@
 
 use std::{env, fs, path::Path};
 
+use prost::Message;
+
 /// Nobody needs `protoc` or a build script to use this crate: the generated code is checked in, and this test keeps it
 /// current. After a change to a `.proto` file run `UPDATE_PROTO=1 cargo test --test proto`.
 #[test]
 fn generated_code_is_current() {
     let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
     let fresh = tempfile::tempdir().unwrap();
-    let descriptors = protox::compile(["echo.proto", "greeter.proto"], [&proto]).unwrap();
+    let descriptors = protox::compile(["echo.proto", "fluentd.proto", "greeter.proto"], [&proto]).unwrap();
     tonic_prost_build::configure().out_dir(fresh.path()).compile_fds(descriptors).unwrap();
+    // The gateway serves this one, and describes it to whoever asks.
+    let hub = protox::compile(["hub.proto"], [&proto]).unwrap();
+    fs::write(fresh.path().join("dialback.v1.bin"), hub.encode_to_vec()).unwrap();
+    tonic_prost_build::configure().out_dir(fresh.path()).compile_fds(hub).unwrap();
 
     let checked_in = proto.join("gen");
     if env::var_os("UPDATE_PROTO").is_some() {
@@ -25,8 +31,8 @@ fn generated_code_is_current() {
     const REMEDY: &str = "run `UPDATE_PROTO=1 cargo test --test proto` and commit proto/gen";
     assert_eq!(names_in(&checked_in), names_in(fresh.path()), "other files than the .proto files call for: {REMEDY}");
     for name in names_in(fresh.path()) {
-        let expected = fs::read_to_string(fresh.path().join(&name)).unwrap();
-        let found = fs::read_to_string(checked_in.join(&name)).unwrap().replace("\r\n", "\n");
+        let expected = fs::read(fresh.path().join(&name)).unwrap();
+        let found = fs::read(checked_in.join(&name)).unwrap();
         assert!(found == expected, "proto/gen/{name} is not what the .proto files say: {REMEDY}");
     }
 }

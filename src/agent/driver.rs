@@ -177,6 +177,7 @@ impl Shared {
             open_timeout: self.login.config.open_timeout,
             max_channels: self.login.config.max_channels,
             authority: Authority::from_static("hub"),
+            proof: None,
             span: tracing::info_span!("tunnel", agent = %self.id, %id, %peer),
         };
         let session = ssh::connect(stream, parts, &self.login, slot).await;

@@ -37,6 +37,14 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Errors of the connection that was next in line, not of the listener (accept(2)).
+pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
 /// `host:port`, taken apart; an IPv6 address stands in brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostPort {

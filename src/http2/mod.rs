@@ -3,9 +3,15 @@
 mod body;
 mod connection;
 mod headers;
+mod placed;
+#[cfg(feature = "gateway")]
+mod relay;
 mod upload;
 
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
+pub(crate) use self::placed::{Placed, address, failed};
+#[cfg(feature = "gateway")]
+pub(crate) use self::relay::{Relay, Relayed};
 pub(crate) use self::upload::Upload;

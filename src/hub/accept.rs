@@ -1,7 +1,6 @@
 //! The accept loop and the life of one connection.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -83,7 +82,7 @@ pub(super) async fn run(
             Some(_) = connections.join_next() => {} // a connection's own log has said how it ended
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => admit(&mut connections, &lobby, &door, stream, peer),
-                Err(error) if of_one_connection(&error) => tracing::debug!(%error, "connection ended while it was accepted"),
+                Err(error) if tcp::is_of_one_connection(&error) => tracing::debug!(%error, "connection ended while it was accepted"),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections; trying again");
                     tokio::time::sleep(REST).await;
@@ -93,14 +92,6 @@ pub(super) async fn run(
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
-}
-
-/// Errors of the connection that was next in line, not of the listener (accept(2)).
-fn of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
-    )
 }
 
 fn admit(connections: &mut JoinSet<()>, lobby: &Arc<Lobby>, door: &Arc<Door>, stream: TcpStream, peer: SocketAddr) {

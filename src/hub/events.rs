@@ -48,6 +48,18 @@ pub enum HubEvent {
     },
 }
 
+impl HubEvent {
+    /// The agent that it happened to.
+    pub fn agent_id(&self) -> &AgentId {
+        match self {
+            Self::Opened { agent_id, .. }
+            | Self::Ready { agent_id, .. }
+            | Self::Closed { agent_id, .. }
+            | Self::Rejected { agent_id, .. } => agent_id,
+        }
+    }
+}
+
 /// A hub's events, from the moment of [`Hub::events`](crate::Hub::events).
 #[derive(Debug)]
 pub struct HubEvents(pub(crate) broadcast::Receiver<HubEvent>);

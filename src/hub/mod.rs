@@ -22,14 +22,14 @@ pub use self::events::{EventsError, HubEvent, HubEvents};
 pub use self::roster::{Balance, TunnelPolicy};
 pub use self::tunnel::{Tunnel, TunnelInfo};
 
-use self::registry::{Registry, ToAgents};
-use self::roster::Selector;
+pub(crate) use self::registry::{Registry, ToAgents};
+pub(crate) use self::roster::Selector;
+
 use crate::channel::TunnelChannel;
 use crate::close::CloseReason;
 use crate::connector::Connector;
 use crate::id::InvalidAgentId;
 use crate::incoming::{Acceptor, Incoming};
-use crate::ssh::Session;
 
 /// The cloud side: accepts agents over SSH and calls them. Cloning is cheap.
 ///
@@ -102,19 +102,19 @@ impl Hub {
     /// Safe: nothing is left behind. Put it under a timeout when waiting for ever is not wanted.
     pub async fn wait_for(&self, agent: &str) -> Result<Tunnel, WaitError> {
         let found = self.inner.registry.wait_for(&Selector::Agent(agent.parse()?)).await;
-        found.map(|session| self.tunnel(session)).map_err(|_| WaitError::Shutdown)
+        found.map(|session| Tunnel { session }).map_err(|_| WaitError::Shutdown)
     }
 
     /// The tunnel on which an agent can be called now; one of them, if there are several.
     pub fn get(&self, agent: &str) -> Option<Tunnel> {
         let session = self.inner.registry.find(&Selector::Agent(agent.parse().ok()?)).ok()?;
-        Some(self.tunnel(session))
+        Some(Tunnel { session })
     }
 
     /// Every tunnel that is not closing, in no order: a snapshot.
     pub fn tunnels(&self) -> Vec<Tunnel> {
-        let tunnels = self.inner.registry.tunnels();
-        tunnels.into_iter().map(|(session, labels)| Tunnel { session, labels }).collect()
+        let sessions = self.inner.registry.sessions().into_iter();
+        sessions.filter(|session| !session.is_draining()).map(|session| Tunnel { session }).collect()
     }
 
     /// Calls to an agent, for any tonic stub: each goes through a tunnel that the agent has at that moment.
@@ -127,7 +127,7 @@ impl Hub {
 
     /// Calls to whichever agents have this key ([`HubBuilder::affinity_key`]): each goes through one of their tunnels.
     pub fn channel_for(&self, key: impl fmt::Display) -> TunnelChannel {
-        self.channel_to(Selector::Key(key.to_string().into()))
+        self.channel_to(self.inner.registry.by_key(&key.to_string()))
     }
 
     /// Calls to whichever agents have this label: each goes through one of their tunnels.
@@ -207,17 +207,17 @@ impl Hub {
         }
     }
 
+    #[cfg(feature = "gateway")]
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.inner.registry
+    }
+
     fn channel_to(&self, wanted: Selector) -> TunnelChannel {
         TunnelChannel::new(self.route(wanted))
     }
 
     fn route(&self, wanted: Selector) -> Arc<ToAgents> {
         Arc::new(ToAgents { registry: self.inner.registry.clone(), wanted })
-    }
-
-    fn tunnel(&self, session: Arc<Session>) -> Tunnel {
-        let labels = self.inner.registry.labels(session.id);
-        Tunnel { session, labels }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::registry::Registry;
 use crate::close::CloseReason;
-use crate::ssh::{Authorizer, Denied, Proof, Session};
+use crate::ssh::{Authorizer, Denied, Session};
 
 /// How long one answer may take; no answer changes nothing.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,17 +22,18 @@ pub(super) async fn run(registry: Arc<Registry>, authorizer: Arc<dyn Authorizer>
     loop {
         tokio::time::sleep(interval).await;
         let mut questions = JoinSet::new();
-        for (session, proof) in registry.proofs() {
+        for session in registry.sessions() {
             if questions.len() >= AT_ONCE {
                 let _ = questions.join_next().await; // an authorizer that panics has said nothing
             }
-            questions.spawn(ask(session, proof, authorizer.clone()));
+            questions.spawn(ask(session, authorizer.clone()));
         }
         while questions.join_next().await.is_some() {}
     }
 }
 
-async fn ask(session: Arc<Session>, proof: Arc<Proof>, authorizer: Arc<dyn Authorizer>) {
+async fn ask(session: Arc<Session>, authorizer: Arc<dyn Authorizer>) {
+    let Some(proof) = session.proof() else { return };
     match tokio::time::timeout(PATIENCE, authorizer.authorize(&proof.claim)).await {
         // A file that cannot be read keeps newcomers out; whoever is in was let in by one that could.
         Err(_) | Ok(Ok(_) | Err(Denied::Unavailable { .. })) => {}

@@ -65,7 +65,6 @@ pub(crate) struct Registry {
 
 struct State {
     roster: Roster<Arc<Session>>,
-    proofs: HashMap<TunnelId, Arc<Proof>>,
     /// What the tunnels of one agent share, as long as there is one.
     accounts: HashMap<AgentId, Weak<Account>>,
     /// Those who wait for something to be called.
@@ -97,7 +96,7 @@ impl Candidate for Arc<Session> {
 impl Registry {
     pub(crate) fn new(rules: Rules) -> Self {
         let roster = Roster::new(rules.policy, rules.balance);
-        let state = State { roster, proofs: HashMap::new(), accounts: HashMap::new(), waiting: HashMap::new() };
+        let state = State { roster, accounts: HashMap::new(), waiting: HashMap::new() };
         Self { rules, state: Mutex::new(state), events: broadcast::Sender::new(EVENTS), runtime: Handle::current() }
     }
 
@@ -125,6 +124,14 @@ impl Registry {
         self.events.subscribe()
     }
 
+    /// What finds the tunnels with a key; without a key of the user's own that is the agent's id.
+    pub(crate) fn by_key(&self, key: &str) -> Selector {
+        match key.parse() {
+            Ok(agent) if self.rules.affinity_key.is_none() => Selector::Agent(agent),
+            _ => Selector::Key(key.into()),
+        }
+    }
+
     /// The tunnel for a call, or why there is none.
     pub(crate) fn find(&self, wanted: &Selector) -> Result<Arc<Session>, DialError> {
         self.lock().roster.pick(wanted, None, rand::random())
@@ -145,20 +152,19 @@ impl Registry {
         }
     }
 
-    /// Every tunnel that is not being drained, with its labels.
-    pub(crate) fn tunnels(&self) -> Vec<(Arc<Session>, Arc<Labels>)> {
-        self.lock().roster.tunnels().map(|(session, labels)| (session.clone(), labels.clone())).collect()
+    /// Every tunnel.
+    pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
+        self.lock().roster.handles().cloned().collect()
     }
 
-    pub(crate) fn labels(&self, id: TunnelId) -> Arc<Labels> {
-        self.lock().roster.labels(id).unwrap_or_default()
+    /// The tunnels of one agent, oldest first.
+    pub(crate) fn sessions_of(&self, agent: &AgentId) -> Vec<Arc<Session>> {
+        self.lock().roster.handles_of(agent).cloned().collect()
     }
 
-    /// Every tunnel, with what it was granted for.
-    pub(crate) fn proofs(&self) -> Vec<(Arc<Session>, Arc<Proof>)> {
-        let state = self.lock();
-        let all = state.roster.handles();
-        all.filter_map(|session| Some((session.clone(), state.proofs.get(&session.id)?.clone()))).collect()
+    /// Whether an agent has been seen lately.
+    pub(crate) fn knows(&self, agent: &AgentId) -> bool {
+        self.lock().roster.knows(agent)
     }
 
     /// Refuses everything from now on, and hands over what there is to be drained.
@@ -174,7 +180,6 @@ impl Registry {
     /// A tunnel has ended.
     fn forget(&self, session: &Session, gone: Disconnected) {
         self.change(|state| {
-            state.proofs.remove(&session.id);
             state.roster.leave(session.id, gone);
             // The session may have been the last to hold it; what it holds is dropped a moment later.
             if !state.roster.has_tunnels(&session.agent) {
@@ -183,9 +188,9 @@ impl Registry {
         });
     }
 
-    fn offer(&self, session: &Session, labels: &Arc<Labels>, key: &str) -> Result<Offer<Arc<Session>>, String> {
+    fn offer(&self, session: &Session, key: Option<&str>) -> Result<Offer<Arc<Session>>, String> {
         self.change(|state| {
-            let offered = state.roster.offer(session.id, labels.clone(), key);
+            let offered = state.roster.offer(session.id, session.labels(), key);
             if let Err(reason) = &offered {
                 state.roster.reject(session.id, reason);
             }
@@ -232,20 +237,6 @@ impl Drop for Waiting<'_> {
 pub(crate) struct RegistryGate(pub(crate) Arc<Registry>);
 
 impl RegistryGate {
-    /// What an agent says of itself, as far as it may, under what is said of it.
-    fn settle_labels(&self, session: &Session, given: Labels) -> Labels {
-        let Some(proof) = self.0.lock().proofs.get(&session.id).cloned() else { return given };
-        let grant = &proof.grant;
-        let (mut labels, refused): (Labels, Labels) =
-            given.into_iter().partition(|(name, _)| grant.accepted_labels.contains(name));
-        if !refused.is_empty() {
-            let refused: Vec<_> = refused.keys().collect();
-            session.span.in_scope(|| tracing::warn!(?refused, "labels ignored: the grant does not accept them"));
-        }
-        labels.extend(grant.labels.clone());
-        labels
-    }
-
     fn drain(&self, old: Arc<Session>, by: TunnelId) {
         old.span.in_scope(|| tracing::info!(%by, "tunnel replaced"));
         let limit = self.0.rules.drain_timeout;
@@ -256,19 +247,18 @@ impl RegistryGate {
 
 #[async_trait::async_trait]
 impl Gate for RegistryGate {
-    fn admit(&self, session: &Arc<Session>, proof: Proof, greeting: &str) -> Result<(), String> {
+    fn admit(&self, session: &Arc<Session>, greeting: &str) -> Result<(), String> {
         let registry = &self.0;
         let newcomer = Newcomer {
             id: session.id,
             agent: session.agent.clone(),
-            holder: proof.holder.clone(),
+            holder: session.proof().map(|proof| proof.holder.clone()).unwrap_or_default(),
             seat: seat_in(greeting).map(|(instance, slot)| Seat { instance, slot }),
             peer: session.peer,
             handle: session.clone(),
         };
         registry.change(|state| {
             state.roster.admit(newcomer)?;
-            state.proofs.insert(session.id, Arc::new(proof));
             let known = state.accounts.get(&session.agent).and_then(Weak::upgrade);
             let account =
                 known.unwrap_or_else(|| Arc::new(Account::new(registry.rules.max_calls, registry.rules.max_unread)));
@@ -292,17 +282,14 @@ impl Gate for RegistryGate {
             session.span.in_scope(|| tracing::debug!("agent is not to be called: this hub takes no reverse tunnels"));
             return Ok(Welcome::NotCalled);
         }
-        let labels = Arc::new(self.settle_labels(session, labels));
+        session.set_labels(Arc::new(settle_labels(session, labels)));
         // The user's code, so without a lock.
-        let key = match &registry.rules.affinity_key {
-            Some(key) => key(&TunnelInfo::new(session, &labels)),
-            None => session.agent.to_string(),
-        };
-        let mut offered = registry.offer(session, &labels, &key)?;
+        let key = registry.rules.affinity_key.as_ref().map(|key| key(&TunnelInfo::new(session)));
+        let mut offered = registry.offer(session, key.as_deref())?;
         if let Offer::Contested(rivals) = offered {
             let proofs: JoinSet<()> = rivals.into_iter().map(prove_alive).collect();
             proofs.join_all().await;
-            offered = registry.offer(session, &labels, &key)?;
+            offered = registry.offer(session, key.as_deref())?;
         }
         match offered {
             Offer::Repeated => {}
@@ -333,6 +320,19 @@ impl Gate for RegistryGate {
         let (session, limit) = (session.clone(), self.0.rules.drain_timeout);
         tokio::spawn(async move { session.drain_and_close(limit, CloseReason::ClosedByPeer { message: None }).await });
     }
+}
+
+/// What an agent says of itself, as far as it may, under what is said of it.
+fn settle_labels(session: &Session, given: Labels) -> Labels {
+    let Some(Proof { grant, .. }) = session.proof() else { return given };
+    let (mut labels, refused): (Labels, Labels) =
+        given.into_iter().partition(|(name, _)| grant.accepted_labels.contains(name));
+    if !refused.is_empty() {
+        let refused: Vec<_> = refused.keys().collect();
+        session.span.in_scope(|| tracing::warn!(?refused, "labels ignored: the grant does not accept them"));
+    }
+    labels.extend(grant.labels.clone());
+    labels
 }
 
 async fn prove_alive(session: Arc<Session>) {

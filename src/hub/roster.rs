@@ -102,7 +102,7 @@ pub(crate) struct Newcomer<T> {
     pub(crate) id: TunnelId,
     pub(crate) agent: AgentId,
     /// The key, or the certificate's authority.
-    pub(crate) holder: String,
+    pub(crate) holder: Arc<str>,
     pub(crate) seat: Option<Seat>,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) handle: T,
@@ -110,7 +110,6 @@ pub(crate) struct Newcomer<T> {
 
 struct Member<T> {
     newcomer: Newcomer<T>,
-    labels: Arc<Labels>,
     /// What it can be found by; none until it is ready.
     groups: Vec<Selector>,
 }
@@ -183,12 +182,12 @@ impl<T: Candidate> Roster<T> {
         }
         of_agent.push(id);
         self.events.push(HubEvent::Opened { agent_id: agent.clone(), tunnel_id: id, peer });
-        self.members.insert(id, Member { newcomer, labels: Arc::default(), groups: Vec::new() });
+        self.members.insert(id, Member { newcomer, groups: Vec::new() });
         Ok(())
     }
 
-    /// A tunnel offers to be called; `key` is what the user groups it by.
-    pub(crate) fn offer(&mut self, id: TunnelId, labels: Arc<Labels>, key: &str) -> Result<Offer<T>, String> {
+    /// A tunnel offers to be called; `key` is what the user groups it by, if at all.
+    pub(crate) fn offer(&mut self, id: TunnelId, labels: &Labels, key: Option<&str>) -> Result<Offer<T>, String> {
         if self.closing {
             return Err("the hub is shutting down".into());
         }
@@ -220,7 +219,7 @@ impl<T: Candidate> Roster<T> {
         for old in &replaced {
             self.leave_groups(old.id);
         }
-        self.join_groups(id, &agent, &labels, key, &handle);
+        self.join_groups(id, &agent, labels, key, &handle);
         self.gone.remove(&agent);
         self.events.push(HubEvent::Ready { agent_id: agent, tunnel_id: id });
         Ok(Offer::Ready { replaced: handles(replaced), suspects: handles(rivals) })
@@ -302,15 +301,15 @@ impl<T: Candidate> Roster<T> {
         }
     }
 
-    /// Every tunnel that is not being drained, with its labels.
-    pub(crate) fn tunnels(&self) -> impl Iterator<Item = (&T, &Arc<Labels>)> {
-        let live = self.members.values().filter(|member| !member.newcomer.handle.is_draining());
-        live.map(|member| (&member.newcomer.handle, &member.labels))
-    }
-
     /// Every tunnel.
     pub(crate) fn handles(&self) -> impl Iterator<Item = &T> {
         self.members.values().map(|member| &member.newcomer.handle)
+    }
+
+    /// The tunnels of one agent, oldest first.
+    pub(crate) fn handles_of(&self, agent: &AgentId) -> impl Iterator<Item = &T> {
+        let ids = self.agents.get(agent).into_iter().flatten();
+        ids.filter_map(|id| self.members.get(id)).map(|member| &member.newcomer.handle)
     }
 
     /// Whether there is something to call.
@@ -322,9 +321,9 @@ impl<T: Candidate> Roster<T> {
         self.agents.contains_key(agent)
     }
 
-    /// The labels of a tunnel that has not ended.
-    pub(crate) fn labels(&self, id: TunnelId) -> Option<Arc<Labels>> {
-        self.members.get(&id).map(|member| member.labels.clone())
+    /// Whether an agent has been seen lately: it has a tunnel, or its goodbye is remembered.
+    pub(crate) fn knows(&self, agent: &AgentId) -> bool {
+        self.agents.contains_key(agent) || self.gone.contains_key(agent)
     }
 
     fn ready_of(&self, agent: &AgentId) -> impl Iterator<Item = &Newcomer<T>> {
@@ -333,18 +332,20 @@ impl<T: Candidate> Roster<T> {
         ids.filter_map(|(id, _)| self.members.get(id).map(|member| &member.newcomer))
     }
 
-    fn join_groups(&mut self, id: TunnelId, agent: &AgentId, labels: &Arc<Labels>, key: &str, handle: &T) {
+    fn join_groups(&mut self, id: TunnelId, agent: &AgentId, labels: &Labels, key: Option<&str>, handle: &T) {
         let by_label = labels.iter().map(|(name, value)| Selector::Label((**name).into(), (**value).into()));
-        let groups: Vec<_> = [Selector::Agent(agent.clone()), Selector::Key(key.into()), Selector::Any]
-            .into_iter()
-            .chain(by_label)
-            .collect();
+        let by_key = key.map(|key| Selector::Key(key.into()));
+        let groups: Vec<_> =
+            [Selector::Agent(agent.clone()), Selector::Any].into_iter().chain(by_key).chain(by_label).collect();
         for selector in &groups {
-            let group = self.groups.entry(selector.clone()).or_insert_with(|| Group { members: Vec::new(), turn: 0 });
+            let group = self
+                .groups
+                .entry(selector.clone())
+                .or_insert_with(|| Group { members: Vec::with_capacity(1), turn: 0 });
             group.members.push((id, handle.clone()));
         }
         if let Some(member) = self.members.get_mut(&id) {
-            (member.groups, member.labels) = (groups, labels.clone());
+            member.groups = groups;
         }
     }
 

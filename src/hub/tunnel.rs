@@ -12,7 +12,6 @@ use crate::channel::TunnelChannel;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::{Connector, DialError, Pinned};
 use crate::id::AgentId;
-use crate::labels::Labels;
 use crate::ssh::Session;
 use crate::tunnel::TunnelId;
 
@@ -35,13 +34,13 @@ pub struct TunnelInfo {
 }
 
 impl TunnelInfo {
-    pub(super) fn new(session: &Session, labels: &Labels) -> Self {
+    pub(crate) fn new(session: &Session) -> Self {
         Self {
             tunnel_id: session.id,
             agent_id: session.agent.clone(),
             peer_addr: session.peer,
             since: session.since,
-            labels: labels.clone(),
+            labels: session.labels().clone(),
             calls: session.calls(),
         }
     }
@@ -59,7 +58,6 @@ impl TunnelInfo {
 #[derive(Clone)]
 pub struct Tunnel {
     pub(super) session: Arc<Session>,
-    pub(super) labels: Arc<Labels>,
 }
 
 impl Tunnel {
@@ -85,12 +83,12 @@ impl Tunnel {
 
     /// What the authorizer said of the agent, and what the agent says of itself, as far as the authorizer lets it.
     pub fn labels(&self) -> &BTreeMap<String, String> {
-        &self.labels
+        self.session.labels()
     }
 
     /// All that is known of it now.
     pub fn info(&self) -> TunnelInfo {
-        TunnelInfo::new(&self.session, &self.labels)
+        TunnelInfo::new(&self.session)
     }
 
     /// Dials through this tunnel and no other; see [`Hub::connector`](crate::Hub::connector) for one that follows the agent.

@@ -36,7 +36,7 @@ const MAX_PROBES: usize = 8;
 #[async_trait::async_trait]
 pub(crate) trait Gate: Send + Sync + 'static {
     /// An agent has proved who it is; `greeting` is its first line. `Err` says why its tunnel is not wanted all the same.
-    fn admit(&self, session: &Arc<Session>, proof: Proof, greeting: &str) -> Result<(), String>;
+    fn admit(&self, session: &Arc<Session>, greeting: &str) -> Result<(), String>;
     /// The agent can be called from now on, if the hub wants to.
     async fn ready(&self, session: &Arc<Session>, labels: Labels) -> Result<Welcome, String>;
     /// The agent does not want to be called any more.
@@ -58,7 +58,7 @@ pub(crate) struct Proof {
     /// To ask again while the tunnel lives.
     pub(crate) claim: Claim,
     /// The key, or the certificate's authority: who may take the id over.
-    pub(crate) holder: String,
+    pub(crate) holder: Arc<str>,
 }
 
 /// What every session of one hub shares.
@@ -313,11 +313,12 @@ impl Handler for ServerHandler {
             open_timeout: self.door.config.open_timeout,
             max_channels: self.door.config.max_channels,
             authority,
+            proof: Some(proof),
             span,
         });
         session.set_opener(Opener::Server(russh.handle()));
         let greeting = String::from_utf8_lossy(russh.remote_sshid());
-        if let Err(reason) = self.door.gate.admit(&session, proof, &greeting) {
+        if let Err(reason) = self.door.gate.admit(&session, &greeting) {
             session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
             self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
             return russh.disconnect(Disconnect::ByApplication, &reason, "en");
@@ -549,7 +550,7 @@ impl ServerHandler {
     fn settle(&mut self, granted: Option<(Claim, Grant)>, holder: String) -> Auth {
         match granted {
             Some((claim, grant)) => {
-                self.proof = Some(Proof { grant, claim, holder });
+                self.proof = Some(Proof { grant, claim, holder: holder.into() });
                 Auth::Accept
             }
             None => Auth::reject(),

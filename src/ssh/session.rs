@@ -16,11 +16,13 @@ use tracing::Span;
 use super::client::ClientHandler;
 use super::io::TunnelIo;
 use super::ledger::{Ledger, Unread, Verdict};
+use super::server::Proof;
 use super::write_behind::Carrier;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
 use crate::http2::Connections;
 use crate::id::AgentId;
+use crate::labels::Labels;
 use crate::tunnel::TunnelId;
 
 /// The path that stands for a tunnel's gRPC service in streamlocal messages (OpenSSH PROTOCOL §2.4).
@@ -50,6 +52,8 @@ pub(crate) struct Session {
     pub(crate) id: TunnelId,
     /// The name that calls through it give their peer.
     pub(crate) authority: Authority,
+    /// On a hub: what the agent has proved.
+    proof: Option<Proof>,
     pub(crate) agent: AgentId,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<SocketAddr>,
@@ -67,6 +71,8 @@ pub(crate) struct Session {
     max_channels: usize,
     /// The path that the agent wants to be dialled on.
     path: OnceLock<Box<str>>,
+    /// On a hub: what the agent says of itself and what is said of it, once it can be called.
+    labels: OnceLock<Arc<Labels>>,
     /// What all tunnels of the agent share on a hub.
     account: OnceLock<Arc<Account>>,
     calls: AtomicUsize,
@@ -89,16 +95,29 @@ pub(crate) struct SessionParts {
     pub(crate) open_timeout: Duration,
     pub(crate) max_channels: usize,
     pub(crate) authority: Authority,
+    pub(crate) proof: Option<Proof>,
     pub(crate) span: Span,
 }
 
 impl Session {
     pub(super) fn new(parts: SessionParts) -> Arc<Self> {
-        let SessionParts { agent, local, peer, carrier, window, open_timeout, max_channels, authority, id, span } =
-            parts;
+        let SessionParts {
+            agent,
+            local,
+            peer,
+            carrier,
+            window,
+            open_timeout,
+            max_channels,
+            authority,
+            proof,
+            id,
+            span,
+        } = parts;
         Arc::new(Self {
             id,
             authority,
+            proof,
             agent,
             local,
             peer,
@@ -113,6 +132,7 @@ impl Session {
             open_timeout,
             max_channels,
             path: OnceLock::new(),
+            labels: OnceLock::new(),
             account: OnceLock::new(),
             calls: AtomicUsize::new(0),
             suspect: AtomicBool::new(false),
@@ -127,6 +147,11 @@ impl Session {
         let _ = self.opener.set(opener); // set once, by whoever made the session
     }
 
+    /// On a hub: what the agent has proved, and what that got it.
+    pub(crate) fn proof(&self) -> Option<&Proof> {
+        self.proof.as_ref()
+    }
+
     /// The path that the agent wants to be dialled on; the first stands.
     pub(super) fn set_path(&self, path: &str) {
         if path != TUNNEL_PATH {
@@ -136,6 +161,21 @@ impl Session {
 
     pub(super) fn path(&self) -> &str {
         self.path.get().map_or(TUNNEL_PATH, |path| path)
+    }
+
+    /// The first stand.
+    pub(crate) fn set_labels(&self, labels: Arc<Labels>) {
+        let _ = self.labels.set(labels);
+    }
+
+    pub(crate) fn labels(&self) -> &Labels {
+        static NONE: Labels = Labels::new();
+        self.labels.get().map_or(&NONE, |labels| labels)
+    }
+
+    /// Whether it has been offered to be called, and may be.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.labels.get().is_some() && !self.is_draining() && !self.is_closed()
     }
 
     /// Ties the tunnel to its agent's limits.

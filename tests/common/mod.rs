@@ -5,6 +5,8 @@
 pub mod child;
 pub mod echo;
 pub mod faults;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 pub mod mirror;
 pub mod netns;
 pub mod openssh;

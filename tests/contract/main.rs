@@ -77,19 +77,27 @@ stamp_calls! { dialled, Dialled, "multi_thread" }
 stamp_calls! { to_hub, ToHub, "multi_thread" }
 stamp_calls! { chopped, Chopped, "multi_thread" }
 stamp_calls! { one_thread, Shared, "current_thread" }
+#[cfg(feature = "gateway")]
+stamp_calls! { gateway, Gateway, "multi_thread" }
 
 stamp_bulk! { shared_bulk, Shared, "multi_thread" }
 stamp_bulk! { dialled_bulk, Dialled, "multi_thread" }
 stamp_bulk! { to_hub_bulk, ToHub, "multi_thread" }
 stamp_bulk! { one_thread_bulk, Shared, "current_thread" }
+#[cfg(feature = "gateway")]
+stamp_bulk! { gateway_bulk, Gateway, "multi_thread" }
 
 stamp_endings! { shared_endings, Shared, "multi_thread" }
 stamp_endings! { dialled_endings, Dialled, "multi_thread" }
 stamp_endings! { to_hub_endings, ToHub, "multi_thread" }
 stamp_endings! { one_thread_endings, Shared, "current_thread" }
+#[cfg(feature = "gateway")]
+stamp_endings! { gateway_endings, Gateway, "multi_thread" }
 
 // A tonic `Channel` only watches the deadline until the headers come; ours watches the whole call.
 stamp! { shared_deadline, Shared, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
 stamp! { to_hub_deadline, ToHub, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
 stamp! { chopped_deadline, Chopped, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+#[cfg(feature = "gateway")]
+stamp! { gateway_deadline, Gateway, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
 stamp! { one_thread_deadline, Shared, "current_thread", calls: deadline_holds_in_the_middle_of_a_stream }

@@ -26,6 +26,9 @@ pub enum Way {
     ToHub,
     /// As `Shared`, over a network that delivers every byte in a packet of its own.
     Chopped,
+    /// An ordinary tonic client at the hub's gateway.
+    #[cfg(feature = "gateway")]
+    Gateway,
 }
 
 /// Any channel, so that a promise is compiled once.
@@ -36,6 +39,8 @@ pub struct Line {
     pub rig: Rig,
     pub client: EchoClient<AnyChannel>,
     way: Way,
+    #[cfg(feature = "gateway")]
+    pub gateway: Option<dialback::gateway::Gateway>,
 }
 
 impl Way {
@@ -51,12 +56,38 @@ impl Way {
         if self == Self::Chopped {
             rig.proxy().set(Both, |link| link.chop = Some(1));
         }
+        #[cfg(feature = "gateway")]
+        if self == Self::Gateway {
+            let gateway =
+                dialback::gateway::Gateway::builder(&rig.hub).bind("127.0.0.1:0").await.expect("bind gateway");
+            let client = EchoClient::new(tonics(crate::common::gateway::channel(&gateway).await));
+            let client = client.max_decoding_message_size(64 << 20);
+            return Line { rig, client, way: self, gateway: Some(gateway) };
+        }
         let channel = match self {
             Self::Shared | Self::Chopped => own(rig.hub.channel(AGENT).expect("an id")),
             Self::ToHub => own(rig.agent.channel()),
             Self::Dialled => tonics(rig.dial().await),
+            #[cfg(feature = "gateway")]
+            Self::Gateway => unreachable!("made above"),
         };
-        Line { client: EchoClient::new(channel).max_decoding_message_size(64 << 20), rig, way: self }
+        Line {
+            client: EchoClient::new(channel).max_decoding_message_size(64 << 20),
+            rig,
+            way: self,
+            #[cfg(feature = "gateway")]
+            gateway: None,
+        }
+    }
+
+    /// Whether tonic's own channel makes the calls.
+    pub fn is_tonics(self) -> bool {
+        !matches!(self, Self::Shared | Self::ToHub | Self::Chopped)
+    }
+
+    /// How many HTTP/2 connections a call goes through.
+    pub fn hops(self) -> usize {
+        if matches!(self, Self::Shared | Self::ToHub | Self::Chopped | Self::Dialled) { 1 } else { 2 }
     }
 
     /// How many bytes a promise may send: each costs a packet where they travel alone.
@@ -70,7 +101,7 @@ impl Line {
     pub fn echo(&self) -> &Echo {
         match self.way {
             Way::ToHub => &self.rig.hub_echo,
-            Way::Shared | Way::Dialled | Way::Chopped => &self.rig.echo,
+            _ => &self.rig.echo,
         }
     }
 }

@@ -60,14 +60,14 @@ fn agent(n: u8) -> AgentId {
 fn newcomer(n: u8, holder: u8, seat: Option<(u64, u16)>) -> Newcomer<Fake> {
     let handle = Fake::new();
     let seat = seat.map(|(instance, slot)| Seat { instance, slot });
-    Newcomer { id: handle.0.id, agent: agent(n), holder: holder.to_string(), seat, peer: None, handle }
+    Newcomer { id: handle.0.id, agent: agent(n), holder: holder.to_string().into(), seat, peer: None, handle }
 }
 
 /// Admits a tunnel and offers it.
 fn join(roster: &mut Roster<Fake>, newcomer: Newcomer<Fake>) -> Result<Offer<Fake>, String> {
     let id = newcomer.id;
     roster.admit(newcomer)?;
-    roster.offer(id, Arc::default(), "key")
+    roster.offer(id, &Labels::new(), Some("key"))
 }
 
 fn to(n: u8) -> Selector {
@@ -144,7 +144,7 @@ fn absence_is_explained() {
     let member = newcomer(1, 0, None);
     roster.admit(member.clone()).unwrap();
     assert!(matches!(roster.pick(&to(1), None, (0, 0)), Err(DialError::NotReady { .. })));
-    roster.offer(member.id, Arc::default(), "key").unwrap();
+    roster.offer(member.id, &Labels::new(), Some("key")).unwrap();
     roster.withdraw(member.id);
     member.handle.0.draining.set(true);
     assert!(matches!(roster.pick(&to(1), None, (0, 0)), Err(DialError::Draining { .. })));
@@ -262,8 +262,8 @@ impl World {
             Op::Offer(n) => {
                 let Some(tunnel) = self.nth(n) else { return };
                 let site = tunnel.agent.as_str().trim_start_matches("laptop-").to_owned();
-                let labels = Arc::new(Labels::from([("site".to_owned(), site.clone())]));
-                match self.roster.offer(tunnel.id, labels, &site) {
+                let labels = Labels::from([("site".to_owned(), site.clone())]);
+                match self.roster.offer(tunnel.id, &labels, Some(&site)) {
                     Ok(Offer::Ready { replaced, .. }) => {
                         assert!(self.is_ready(tunnel.id));
                         for old in replaced {

@@ -1,0 +1,225 @@
+//! The gateway's accept loop, and the life of one client's connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{self, Connection};
+use h2::{Ping, PingPong};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::Stage;
+use super::builder::Shared;
+use super::call::{self, Client};
+use super::tls::{self, Tls};
+use crate::carrier::tcp;
+use crate::tuning;
+
+/// How long the loop rests after the system refused a connection, usually for want of file descriptors.
+const REST: Duration = Duration::from_millis(100);
+
+/// How long a connection may take until it speaks HTTP/2.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// What h2 may keep of one call's data that the client's socket does not take.
+const SEND_BUFFER: usize = 128 << 10;
+
+/// How HTTP/2 begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// Accepts until told to stop, then waits for its connections. Aborting the task ends them all.
+pub(super) async fn run(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    tls: Option<Tls>,
+    mut stage: watch::Receiver<Stage>,
+) {
+    let mut followers = JoinSet::new();
+    if let Some(policy) = shared.policy.clone() {
+        followers.spawn(policy.follow());
+    }
+    if let Some(tls) = tls.clone() {
+        followers.spawn(tls.follow());
+    }
+    let mut connections = JoinSet::new();
+    let mut stop = stage.clone();
+    loop {
+        tokio::select! {
+            biased;
+            () = reached(&mut stop, Stage::Draining) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((_, peer)) if connections.len() >= shared.settings.max_connections => {
+                    tracing::debug!(%peer, "connection refused: there are too many");
+                }
+                Ok((stream, peer)) => {
+                    connections.spawn(connection(stream, peer, shared.clone(), tls.clone(), stage.clone()));
+                }
+                Err(error) if tcp::is_of_one_connection(&error) => {
+                    tracing::debug!(%error, "connection ended while it was accepted");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                    tokio::time::sleep(REST).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    tokio::select! {
+        () = async { while connections.join_next().await.is_some() {} } => {}
+        () = reached(&mut stage, Stage::Closed) => {}
+    }
+}
+
+async fn reached(stage: &mut watch::Receiver<Stage>, wanted: Stage) {
+    let _ = stage.wait_for(|stage| *stage >= wanted).await; // an error means that the gateway is gone
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    tls: Option<Tls>,
+    stage: watch::Receiver<Stage>,
+) {
+    let ended = async {
+        tcp::prepare(&stream)?;
+        let Some(tls) = tls else {
+            return match timeout(GREETING, greeting(&stream)).await? {
+                Ok(Greeting::Http2) => serve(stream, Client { peer, names: Vec::new() }, shared, stage).await,
+                Ok(Greeting::Tls) => Err("it speaks TLS, and this gateway was not set up for it".into()),
+                Ok(Greeting::Other) => refuse_http1(stream).await,
+                Err(error) => Err(error.into()),
+            };
+        };
+        let stream = timeout(GREETING, TlsAcceptor::from(tls.current()).accept(stream)).await??;
+        let (_, session) = stream.get_ref();
+        if session.alpn_protocol() == Some(b"http/1.1") {
+            return refuse_http1(stream).await;
+        }
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let names = certificate.map(tls::names_in).unwrap_or_default();
+        serve(stream, Client { peer, names }, shared, stage).await
+    };
+    if let Err(error) = ended.await {
+        tracing::debug!(%peer, error, "connection ended");
+    }
+}
+
+type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+enum Greeting {
+    Http2,
+    Tls,
+    Other,
+}
+
+/// Looks at what a client says first, and leaves it to be read.
+async fn greeting(stream: &TcpStream) -> io::Result<Greeting> {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        stream.readable().await?;
+        let len = stream.peek(&mut seen).await?;
+        let head = &seen[..len];
+        if head == PREFACE {
+            return Ok(Greeting::Http2);
+        }
+        // TLS begins with the head of a handshake record (RFC 8446 §5.1).
+        if head.starts_with(&[0x16, 3]) {
+            return Ok(Greeting::Tls);
+        }
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if !PREFACE.starts_with(head) {
+            return Ok(Greeting::Other);
+        }
+        // Part of it is there, and `readable` would say so at once.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Tells a client of HTTP/1.1 what is spoken here.
+async fn refuse_http1(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Ended {
+    const TEXT: &str =
+        "This is a gRPC gateway. It speaks HTTP/2 only: use a gRPC client, or curl --http2-prior-knowledge.\n";
+    let answer = format!(
+        "HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{TEXT}",
+        TEXT.len()
+    );
+    let said = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Unread bytes would turn the close into a reset, and the answer would be lost.
+        let mut rest = tokio::io::AsyncReadExt::take(&mut stream, 64 << 10);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    timeout(GREETING, said).await??;
+    Err("it speaks HTTP/1.1".into())
+}
+
+/// Serves HTTP/2 until the client leaves, or the gateway drains and the last call has ended.
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    client: Client,
+    shared: Arc<Shared>,
+    mut stage: watch::Receiver<Stage>,
+) -> Ended {
+    let settings = &shared.settings;
+    let handshake = server::Builder::new()
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_concurrent_streams(settings.max_streams)
+        .max_header_list_size(settings.max_header_list)
+        .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
+        .max_pending_accept_reset_streams(tuning::HTTP2_MAX_PENDING_ACCEPT_RESETS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .handshake::<_, Bytes>(stream);
+    let mut connection: Connection<_, Bytes> = timeout(GREETING, handshake).await??;
+    let silent = keep_alive(connection.ping_pong());
+    tokio::pin!(silent);
+    let client = Arc::new(client);
+    // Dropping it cuts them off, which cancels them at their agents.
+    let mut calls = JoinSet::new();
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(accepted) => {
+                    let (request, respond) = accepted?;
+                    calls.spawn(call::serve(shared.clone(), client.clone(), request, respond));
+                }
+                None => return Ok(()),
+            },
+            Some(_) = calls.join_next() => {}
+            () = reached(&mut stage, Stage::Draining), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut silent => return Err("it answers no ping".into()),
+        }
+    }
+}
+
+/// Asks a client whether it lives; returns when it does not say so.
+async fn keep_alive(pings: Option<PingPong>) {
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(tuning::HTTP2_SERVER_PING_INTERVAL).await;
+        match timeout(tuning::HTTP2_PING_TIMEOUT, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection has ended, and its loop sees it.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! One call, from the caller to the agent and back.
+
+use std::future::{pending, poll_fn};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use tokio::time::{Instant, sleep_until};
+use tonic::{Code, Status, body::Body};
+
+use super::builder::Shared;
+use super::callers::authenticate;
+use super::policy::{CallerName, Policy};
+use super::target::{self, Target, advice, is_method};
+use crate::connector::DialError;
+use crate::http2::{Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of};
+use crate::hub::{Selector, ToAgents};
+use crate::id::AgentId;
+use crate::ssh::Session;
+
+/// The metadata by which an agent learns who calls.
+const CALLER_HEADER: &str = "dialback-caller";
+
+/// What the gateway says and adds in metadata begins so; callers may not.
+const OWN_METADATA: &str = "dialback-";
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) peer: SocketAddr,
+    /// The names in its certificate, which was verified.
+    pub(super) names: Vec<String>,
+}
+
+/// Who calls, as far as the gateway knows, and by what policy.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) name: Option<CallerName>,
+    /// None where everybody may call everything.
+    pub(super) policy: Option<Arc<Policy>>,
+}
+
+impl Caller {
+    pub(super) fn may(&self, agent: &AgentId, labels: &crate::labels::Labels, method: &str) -> bool {
+        match (&self.policy, &self.name) {
+            (None, _) => true,
+            (Some(policy), Some(name)) => policy.allows(name, agent.as_str(), labels, method),
+            (Some(_), None) => false,
+        }
+    }
+
+    pub(super) fn denied(&self, agent: &AgentId, method: &str) -> Status {
+        let name = self.name.as_ref().map_or("nobody", CallerName::as_str);
+        Status::permission_denied(format!("caller `{name}` may not call {method} of agent `{agent}`"))
+    }
+}
+
+/// Serves one call to its end. Dropping the future resets it, towards both sides.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (mut head, body) = request.into_parts();
+    if let Some(answer) = not_grpc(&head.method, &head.headers) {
+        return say(answer, &mut respond);
+    }
+    let ends = [timeout_of(&head.headers), shared.settings.total].into_iter().flatten().min();
+    let deadline = ends.and_then(|limit| Instant::now().checked_add(limit));
+    let (caller, _place) = match admit(&shared, &client, &mut head.headers) {
+        Ok(admitted) => admitted,
+        Err(status) => return refuse(status, &mut respond),
+    };
+    let method = head.uri.path().to_owned();
+    if !is_method(&method) || head.uri.query().is_some() {
+        let text = "the path is not /package.Service/Method, without escapes and without a query";
+        return refuse(Status::invalid_argument(text), &mut respond);
+    }
+    let target = match choose(&shared, &head) {
+        Ok(Some(agent)) => agent,
+        Ok(None) => return serve_here(&shared, caller, Request::from_parts(head, body), respond, deadline).await,
+        Err(status) => return refuse(status, &mut respond),
+    };
+
+    strip_hop_by_hop(&mut head.headers);
+    remove_own_metadata(&mut head.headers);
+    if let Some(name) = &caller.name {
+        let value = HeaderValue::from_str(name.as_str()).unwrap_or(HeaderValue::from_static("")); // it is plain ASCII
+        head.headers.insert(CALLER_HEADER, value);
+    }
+    let admits = |session: &Session| match caller.may(&target, session.labels(), &method) {
+        true => Ok(()),
+        false => Err(caller.denied(&target, &method)),
+    };
+    let route = ToAgents { registry: shared.registry.clone(), wanted: Selector::Agent(target.clone()) };
+    let placed = tokio::select! {
+        biased;
+        placed = Placed::find(&route, None, admits) => placed,
+        () = reached(deadline) => Err(expired()),
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    match placed {
+        Ok(placed) => {
+            let exchange = Exchange { placed, deadline, idle: shared.settings.idle, stall: shared.settings.stall };
+            exchange.run(Request::from_parts(head, body), respond).await;
+        }
+        Err(status) => {
+            let status = explain(status, &shared, &caller, &target, &method);
+            if matches!(status.code(), Code::PermissionDenied) {
+                let name = caller.name.as_ref().map(CallerName::as_str);
+                tracing::warn!(peer = %client.peer, caller = name, agent = %target, method, "call denied");
+            }
+            refuse(status, &mut respond);
+        }
+    }
+}
+
+/// What to say to a client that does not speak gRPC (gRPC over HTTP/2, "Requests").
+fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<Response<()>> {
+    let mut answer = Response::new(());
+    if method != Method::POST {
+        *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return Some(answer);
+    }
+    let is_grpc = headers.get(CONTENT_TYPE).is_some_and(|value| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| rest.first().is_none_or(|next| matches!(next, b'+' | b';')))
+    });
+    *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    (!is_grpc).then_some(answer)
+}
+
+fn say(answer: Response<()>, respond: &mut SendResponse<Bytes>) {
+    const TEXT: &str = "This is a gRPC gateway: use a gRPC client.\n";
+    if let Ok(mut body) = respond.send_response(answer, false) {
+        let _ = body.send_data(Bytes::from_static(TEXT.as_bytes()), true); // fails if the client is gone
+    }
+}
+
+/// Makes out the caller, and counts the call.
+fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(Caller, super::limits::Place), Status> {
+    let policy = shared.policy.as_ref().map(super::callers::PolicyFile::current);
+    let name = match &policy {
+        None => None,
+        Some(policy) => Some(authenticate(policy, headers, &client.names).map_err(|error| {
+            tracing::warn!(peer = %client.peer, %error, "caller not known");
+            Status::unauthenticated(error.to_string())
+        })?),
+    };
+    let place = shared.in_flight.enter(&name).ok_or_else(|| {
+        let limit = shared.in_flight.limit();
+        Status::resource_exhausted(format!("{limit} calls are in flight for this caller, which is the limit"))
+    })?;
+    Ok((Caller { name, policy }, place))
+}
+
+/// The agent that a call is for, or that it is for the gateway itself.
+fn choose(shared: &Shared, head: &http::request::Parts) -> Result<Option<AgentId>, Status> {
+    let suffix = shared.suffix.as_deref();
+    let target = target::target(&head.headers, head.uri.authority(), suffix);
+    let target = target.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let here = shared.services.find(head.uri.path()).is_some();
+    match target {
+        Target::Agent(agent) => Ok(Some(agent)),
+        Target::Perhaps(agent) if shared.registry.knows(&agent) => Ok(Some(agent)),
+        Target::Perhaps(_) | Target::Absent if here => Ok(None),
+        Target::Perhaps(agent) => Err(Status::not_found(format!("there is no agent `{agent}`: {}", advice(suffix)))),
+        Target::Absent => Err(Status::invalid_argument(format!("no agent is named: {}", advice(suffix)))),
+    }
+}
+
+/// Why there is no tunnel, as this caller may know it: who may not call an agent is not told whether there is one.
+fn explain(status: Status, shared: &Shared, caller: &Caller, agent: &AgentId, method: &str) -> Status {
+    let cause = std::error::Error::source(&status).and_then(|cause| cause.downcast_ref::<DialError>());
+    let Some(cause) = cause else { return status };
+    // Where it is away, nobody knows its labels.
+    let absent = matches!(cause, DialError::NotConnected { .. } | DialError::Disconnected { .. });
+    if absent && !caller.may(agent, &crate::labels::Labels::new(), method) {
+        return caller.denied(agent, method);
+    }
+    match cause {
+        DialError::NotConnected { .. } => {
+            Status::not_found(format!("there is no agent `{agent}`: {}", advice(shared.suffix.as_deref())))
+        }
+        _ => status,
+    }
+}
+
+fn remove_own_metadata(headers: &mut HeaderMap) {
+    let own: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with(OWN_METADATA)).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+fn expired() -> Status {
+    Status::deadline_exceeded("the call's deadline passed at the gateway")
+}
+
+/// Waits for a deadline, if there is one.
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+/// A status as headers or trailers.
+fn headers_of(status: &Status) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if status.add_header(&mut headers).is_err() {
+        headers.insert("grpc-status", HeaderValue::from(status.code() as i32)); // its text cannot be a header
+    }
+    headers
+}
+
+/// Answers with a status and nothing else.
+fn refuse(status: Status, respond: &mut SendResponse<Bytes>) {
+    let mut answer = Response::new(());
+    *answer.headers_mut() = headers_of(&status);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let _ = respond.send_response(answer, true); // fails if the caller is gone
+}
+
+/// Serves a call by the gateway's own services.
+async fn serve_here(
+    shared: &Shared,
+    caller: Caller,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    deadline: Option<Instant>,
+) {
+    let mut request = request.map(|stream| Body::new(ReceivedBody::new(stream)));
+    request.extensions_mut().insert(caller);
+    let Some(service) = shared.services.find(request.uri().path()) else { return }; // it was found before
+    let answer = tokio::select! {
+        biased;
+        answer = service(request) => answer,
+        () = reached(deadline) => return refuse(expired(), &mut respond),
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    let (head, body) = answer.into_parts();
+    let Ok(stream) = respond.send_response(Response::from_parts(head, ()), body.is_end_stream()) else { return };
+    if !body.is_end_stream() {
+        let upload = Upload::new(body, stream);
+        tokio::select! {
+            () = upload => {}
+            () = reached(deadline) => respond.send_reset(Reason::CANCEL),
+        }
+    }
+}
+
+/// A call to an agent.
+struct Exchange {
+    placed: Placed,
+    deadline: Option<Instant>,
+    idle: Option<Duration>,
+    stall: Duration,
+}
+
+impl Exchange {
+    async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let Self { placed: Placed { call, lease: _lease, mut sender }, deadline, idle, stall } = self;
+        let session = call.session();
+        let (mut head, body) = request.into_parts();
+        head.uri = address(head.uri, &session.authority);
+        // The version is the connection's, not the call's.
+        head.version = http::Version::HTTP_2;
+        let complete = body.is_end_stream();
+        let sent = sender.send_request(Request::from_parts(head, ()), complete);
+        drop(sender);
+        let (mut answer, stream) = match sent {
+            Ok(sent) => sent,
+            Err(error) => return refuse(failed(session, error), &mut respond),
+        };
+        let mut up = (!complete).then(|| Relay::new(body, stream, stall));
+        let mut clock = Clock::new(deadline, idle);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => break answer,
+                ended = next(&mut up) => match ended {
+                    Relayed::SourceFailed(_) => return, // the caller is gone
+                    Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
+                    // The agent may answer before it has heard all.
+                    Relayed::Complete | Relayed::SinkClosed => up = None,
+                },
+                _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+                why = clock.rings() => match why {
+                    Rings::Deadline => return refuse(expired(), &mut respond),
+                    Rings::Idle if moved(&up) == clock.moved => return refuse(idled(), &mut respond),
+                    Rings::Idle => clock.again(moved(&up)),
+                },
+            }
+        };
+        let (mut head, body) = match answer {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => {
+                return match error.reason().filter(|_| error.is_reset() && error.is_remote()) {
+                    Some(reason) => respond.send_reset(reason),
+                    None => refuse(failed(session, error), &mut respond),
+                };
+            }
+        };
+        strip_hop_by_hop(&mut head.headers);
+        head.version = http::Version::HTTP_2;
+        let complete = body.is_end_stream();
+        let Ok(stream) = respond.send_response(Response::from_parts(head, ()), complete) else { return };
+        if complete {
+            return;
+        }
+        let mut down = Relay::new(body, stream, stall);
+        clock.again(moved(&up));
+        let status = loop {
+            tokio::select! {
+                biased;
+                ended = &mut down => match ended {
+                    Relayed::Complete | Relayed::SinkClosed => return,
+                    Relayed::Stalled => break stalled("the caller", stall),
+                    Relayed::SourceFailed(error) => match error.reason().filter(|_| error.is_reset()) {
+                        Some(reason) => return down.into_sink().send_reset(reason),
+                        None => break failed(session, error),
+                    },
+                },
+                ended = next(&mut up) => match ended {
+                    Relayed::SourceFailed(_) => return, // the caller is gone
+                    Relayed::Stalled => break stalled("the agent", stall),
+                    Relayed::Complete | Relayed::SinkClosed => up = None,
+                },
+                why = clock.rings() => match why {
+                    Rings::Deadline => break expired(),
+                    Rings::Idle if moved(&up) + down.moved() == clock.moved => break idled(),
+                    Rings::Idle => clock.again(moved(&up) + down.moved()),
+                },
+            }
+        };
+        end(down.into_sink(), &status);
+    }
+}
+
+/// The end of the request's direction; never, if that has ended.
+async fn next(up: &mut Option<Relay>) -> Relayed {
+    match up {
+        Some(relay) => relay.await,
+        None => pending().await,
+    }
+}
+
+fn moved(up: &Option<Relay>) -> u64 {
+    up.as_ref().map_or(0, Relay::moved)
+}
+
+/// Ends an answer that has begun.
+fn end(mut stream: SendStream<Bytes>, status: &Status) {
+    let _ = stream.send_trailers(headers_of(status)); // fails if the caller is gone
+}
+
+fn stalled(who: &str, after: Duration) -> Status {
+    Status::resource_exhausted(format!("{who} took nothing for {after:?} while something was waiting for it"))
+}
+
+fn idled() -> Status {
+    Status::unavailable("the call was silent for too long")
+}
+
+/// A call's deadline, and how long it may be silent.
+struct Clock {
+    deadline: Option<Instant>,
+    idle: Option<Duration>,
+    silent_at: Option<Instant>,
+    /// What had moved when it was last looked at.
+    moved: u64,
+}
+
+enum Rings {
+    Deadline,
+    Idle,
+}
+
+impl Clock {
+    fn new(deadline: Option<Instant>, idle: Option<Duration>) -> Self {
+        let mut clock = Self { deadline, idle, silent_at: None, moved: 0 };
+        clock.again(0);
+        clock
+    }
+
+    fn again(&mut self, moved: u64) {
+        self.moved = moved;
+        self.silent_at = self.idle.and_then(|idle| Instant::now().checked_add(idle));
+    }
+
+    async fn rings(&self) -> Rings {
+        match (self.deadline, self.silent_at) {
+            (None, None) => pending().await,
+            (Some(at), silent) if silent.is_none_or(|silent| at <= silent) => {
+                sleep_until(at).await;
+                Rings::Deadline
+            }
+            (_, silent) => {
+                reached(silent).await;
+                Rings::Idle
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Finds the connection for a call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::Uri;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use tonic::Status;
+
+use super::connection::Lease;
+use crate::connector::{DialError, Route};
+use crate::ssh::{Call, Session};
+
+/// A call's tunnel, and its place on a connection in it.
+pub(crate) struct Placed {
+    pub(crate) call: Call,
+    pub(crate) lease: Lease,
+    pub(crate) sender: SendRequest<Bytes>,
+}
+
+impl Placed {
+    /// Finds a tunnel that `admits` does not refuse, and a connection. When that fails for one tunnel, another is tried,
+    /// once. Where there is no tunnel this waits for `patience`, if that is given.
+    pub(crate) async fn find(
+        route: &dyn Route,
+        patience: Option<Duration>,
+        admits: impl Fn(&Session) -> Result<(), Status>,
+    ) -> Result<Self, Status> {
+        let mut retried = false;
+        let mut session = match (route.session(), patience) {
+            (Err(error), Some(limit)) if error.may_pass() => route.wait(limit).await?,
+            (found, _) => found?,
+        };
+        loop {
+            admits(&session)?;
+            let error = match connect(&session).await {
+                Ok(placed) => return Ok(placed),
+                Err(error) if retried || !error.is_of_one_tunnel() => return Err(error.into()),
+                Err(error) => error,
+            };
+            retried = true;
+            session = match route.successor(&session).await {
+                Some(successor) => successor,
+                // The connection had just ended, and its tunnel stands.
+                None if !session.is_closed() && matches!(error, DialError::ConnectionEnded { .. }) => session,
+                None => return Err(error.into()),
+            };
+        }
+    }
+}
+
+async fn connect(session: &Arc<Session>) -> Result<Placed, DialError> {
+    let call = session.begin_call()?;
+    let (sender, lease) = session.calls_to_peer.get(session).await?;
+    match sender.ready().await {
+        Ok(sender) => Ok(Placed { call, lease, sender }),
+        Err(error) => Err(match session.disconnected().borrow().clone() {
+            Some(gone) => DialError::Disconnected { agent: session.agent.clone(), gone },
+            None => DialError::ConnectionEnded { agent: session.agent.clone(), reason: error.to_string() },
+        }),
+    }
+}
+
+/// Every request goes to the peer at the other end of the tunnel, under the name that it has there.
+pub(crate) fn address(uri: Uri, authority: &Authority) -> Uri {
+    let mut parts = uri.into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority.clone());
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    // Scheme, authority and path together are always a valid URI.
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
+/// An HTTP/2 failure as the caller should see it: a lost tunnel by its name, anything else as tonic maps it.
+pub(crate) fn failed(session: &Session, error: h2::Error) -> Status {
+    let gone = session.disconnected().borrow().clone();
+    if let Some(gone) = gone {
+        return DialError::Disconnected { agent: session.agent.clone(), gone }.into();
+    }
+    // The stream ended with its connection, not with an error of its own.
+    if error.is_io() || error.is_go_away() {
+        let text = format!("agent `{}`: the connection for this call ended: {error}", session.agent);
+        return Status::unavailable(text);
+    }
+    Status::from_error(Box::new(error))
+}

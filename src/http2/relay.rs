@@ -1,0 +1,224 @@
+//! Passes one direction of a call from one HTTP/2 connection to another, byte for byte.
+//!
+//! What arrives is taken out of h2 at once and kept here, small frames together: h2 ends a *whole connection* for small
+//! frames that nobody takes. The sender gets its window back only for what has gone on, so that it waits when the receiver
+//! does, and what is kept here is never more than the window that it was given.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::{RecvStream, SendStream};
+use http::HeaderMap;
+use tokio::time::{Instant, Sleep};
+
+/// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
+const SMALL: usize = 1024;
+
+/// The most that is copied together.
+const TOGETHER: usize = 16 * 1024;
+
+/// How one direction of a call ended.
+#[derive(Debug)]
+pub(crate) enum Relayed {
+    /// All has gone on.
+    Complete,
+    /// The sender's side failed, or the sender reset the stream.
+    SourceFailed(h2::Error),
+    /// The receiver wants no more, or is gone.
+    SinkClosed,
+    /// The receiver has taken nothing for too long.
+    Stalled,
+}
+
+/// See the module's text. Dropping it gives up both streams.
+pub(crate) struct Relay {
+    source: RecvStream,
+    sink: SendStream<Bytes>,
+    queue: Queue,
+    /// What comes after the data: the end, with trailers or without.
+    end: Option<Option<HeaderMap>>,
+    data_done: bool,
+    /// How long the receiver may take nothing while something waits for it.
+    patience: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    moved: u64,
+}
+
+impl Relay {
+    pub(crate) fn new(source: RecvStream, sink: SendStream<Bytes>, patience: Duration) -> Self {
+        Self { source, sink, queue: Queue::default(), end: None, data_done: false, patience, stalled: None, moved: 0 }
+    }
+
+    /// How much has gone on, to see whether there was more.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// The stream to the receiver, to end it otherwise.
+    pub(crate) fn into_sink(self) -> SendStream<Bytes> {
+        self.sink
+    }
+
+    /// Takes all that has come.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while !self.data_done {
+            match ready!(self.source.poll_data(cx)) {
+                Some(data) => self.queue.push(data?),
+                None => self.data_done = true,
+            }
+        }
+        if self.end.is_none() {
+            self.end = Some(ready!(self.source.poll_trailers(cx))?);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Passes on what there is room for. Ready when it has said its last.
+    fn poll_sink(&mut self, cx: &mut Context<'_>) -> Poll<Relayed> {
+        while let Some(wanted) = self.queue.front_len() {
+            self.sink.reserve_capacity(wanted);
+            let room = self.sink.capacity();
+            if room == 0 {
+                match self.sink.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => continue,
+                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Relayed::SinkClosed),
+                    Poll::Pending => return self.poll_waiting(cx),
+                }
+            }
+            let data = self.queue.pop(room);
+            let len = data.len();
+            let last = self.queue.is_empty() && matches!(self.end, Some(None));
+            if self.sink.send_data(data, last).is_err() {
+                return Poll::Ready(Relayed::SinkClosed);
+            }
+            // Fails only for a stream that is gone, which the next poll says.
+            let _ = self.source.flow_control().release_capacity(len);
+            self.stalled = None;
+            self.moved += len as u64;
+            if last {
+                return Poll::Ready(Relayed::Complete);
+            }
+        }
+        let sent = match self.end.take() {
+            None => {
+                // Nothing to send: the receiver may want no more, too.
+                return self.sink.poll_reset(cx).map(|_| Relayed::SinkClosed);
+            }
+            Some(Some(trailers)) => self.sink.send_trailers(trailers),
+            Some(None) => self.sink.send_data(Bytes::new(), true),
+        };
+        Poll::Ready(if sent.is_ok() { Relayed::Complete } else { Relayed::SinkClosed })
+    }
+
+    /// Waits for room.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Relayed> {
+        if self.sink.poll_reset(cx).is_ready() {
+            return Poll::Ready(Relayed::SinkClosed);
+        }
+        let until = Instant::now() + self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        stalled.as_mut().poll(cx).map(|()| Relayed::Stalled)
+    }
+}
+
+impl Future for Relay {
+    type Output = Relayed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Relayed> {
+        let this = &mut *self;
+        if let Poll::Ready(Err(error)) = this.poll_source(cx) {
+            return Poll::Ready(Relayed::SourceFailed(error));
+        }
+        this.poll_sink(cx)
+    }
+}
+
+/// Data on its way, in order.
+#[derive(Default)]
+struct Queue {
+    chunks: VecDeque<Bytes>,
+    /// The last of it: small frames, copied together.
+    together: BytesMut,
+}
+
+impl Queue {
+    fn push(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        let waits = !self.chunks.is_empty() || !self.together.is_empty();
+        // The first goes on as it is: most calls have no more.
+        if waits && data.len() < SMALL {
+            if self.together.len() + data.len() > TOGETHER {
+                self.settle();
+            }
+            self.together.extend_from_slice(&data);
+        } else {
+            self.settle();
+            self.chunks.push_back(data);
+        }
+    }
+
+    fn settle(&mut self) {
+        if !self.together.is_empty() {
+            self.chunks.push_back(self.together.split().freeze());
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.together.is_empty()
+    }
+
+    /// The length of the next chunk.
+    fn front_len(&mut self) -> Option<usize> {
+        if self.chunks.is_empty() {
+            self.settle();
+        }
+        self.chunks.front().map(Bytes::len)
+    }
+
+    /// The next chunk, or as much of it as there is room for.
+    fn pop(&mut self, room: usize) -> Bytes {
+        match self.chunks.front_mut() {
+            Some(front) if front.len() > room => front.split_to(room),
+            _ => self.chunks.pop_front().unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_keeps_every_byte_in_order_whatever_the_sizes() {
+        let mut queue = Queue::default();
+        let (mut expected, mut got) = (Vec::new(), Vec::new());
+        for (n, len) in [1, 5, 2000, 10, 0, 1023, 1024, 20_000, 3].into_iter().cycle().take(200).enumerate() {
+            let chunk = vec![n as u8; len];
+            expected.extend_from_slice(&chunk);
+            queue.push(chunk.into());
+            if n % 7 == 0 && queue.front_len().is_some() {
+                got.extend_from_slice(&queue.pop(700));
+            }
+        }
+        while queue.front_len().is_some() {
+            got.extend_from_slice(&queue.pop(900));
+        }
+        assert!(queue.is_empty());
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn small_frames_are_kept_together() {
+        let mut queue = Queue::default();
+        for _ in 0..100_000 {
+            queue.push(Bytes::from_static(&[1; 10]));
+        }
+        assert!(queue.chunks.len() < 100, "{}", queue.chunks.len());
+    }
+}
