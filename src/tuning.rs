@@ -82,11 +82,11 @@ pub const HTTP2_REMEMBERED_RESETS: usize = 4096;
 /// How long a client remembers a cancelled call: 10 s. h2's own, 1 s, is less than a slow path under load needs.
 pub const HTTP2_REMEMBER_RESETS_FOR: Duration = Duration::from_secs(10);
 
-/// Bytes of headers, or of trailers, accepted for one call: 16 KiB, uncompressed, 32 counted extra for each field.
+/// Bytes of headers, or of trailers, accepted for one call: 32 KiB, uncompressed, 32 counted extra for each field.
 ///
-/// hyper's default, set so that it cannot change unnoticed. Raise it for metadata or status details larger than that;
-/// each open call may cost as much.
-pub const HTTP2_MAX_HEADER_LIST: u32 = 16 << 10;
+/// Twice hyper's default, so that metadata of 16 KiB passes, heads included. Raise it for metadata or status details
+/// larger than that; each open call may cost as much.
+pub const HTTP2_MAX_HEADER_LIST: u32 = 32 << 10;
 
 /// Silence after which a **server** sends an HTTP/2 PING: 30 s. tonic's own: never.
 ///

@@ -45,7 +45,7 @@ pub(crate) fn builder(id: &str, key: PrivateKey, host_key: PublicKey) -> AgentBu
     Agent::builder(id, key).host_keys(HostKeys::public_key(host_key))
 }
 
-fn idle_id(number: usize) -> String {
+pub(crate) fn idle_id(number: usize) -> String {
     format!("idle-{number}")
 }
 
@@ -70,7 +70,12 @@ pub(crate) async fn run() -> Result<(), Failure> {
             {
                 idle.push(agent??);
             }
-            logins.spawn(builder(&idle_id(number), key.clone(), host_key.clone()).connect(hub_address.clone()));
+            let login = builder(&idle_id(number), key.clone(), host_key.clone()).connect(hub_address.clone());
+            logins.spawn(async move {
+                let agent = login.await?;
+                tokio::spawn(service::server().serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
+                Ok::<_, Failure>(agent)
+            });
         }
         while let Some(agent) = logins.join_next().await {
             idle.push(agent??);

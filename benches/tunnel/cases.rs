@@ -71,6 +71,8 @@ struct Clients {
     direct: EchoClient<Channel>,
     tunnel: EchoClient<TunnelChannel>,
     dialled: EchoClient<Channel>,
+    /// With the feature `gateway`.
+    gateway: Option<EchoClient<Channel>>,
 }
 
 /// What is done in one round over one path.
@@ -93,8 +95,16 @@ const CASES: [(Case, &str); 7] = [
     (Case::Dials, "dials"),
 ];
 
+const PATHS: [Path; 4] = [Path::DirectTcp, Path::Tunnel, Path::TunnelDialled, Path::Gateway];
+
 async fn run(bench: Bench<'_>) -> Result<(), Failure> {
+    #[cfg(feature = "gateway")]
+    let gateway = dialback::gateway::Gateway::builder(&bench.hub).bind("127.0.0.1:0").await?;
     let mut clients = Clients {
+        #[cfg(feature = "gateway")]
+        gateway: Some(EchoClient::new(dial_gateway(gateway.local_addr()).await?)),
+        #[cfg(not(feature = "gateway"))]
+        gateway: None,
         direct: EchoClient::new(bench.dial_direct().await?),
         tunnel: EchoClient::new(bench.hub.channel(AGENT)?),
         dialled: EchoClient::new(bench.dial_tunnel().await?),
@@ -108,15 +118,19 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
         let mut rounds = 0..;
         while let Some(round) = rounds.next().filter(|round| bench.plan.again(*round, started)) {
             // The path that comes first changes, so that none always follows the same one.
-            for turn in 0..3 {
-                let path = [Path::DirectTcp, Path::Tunnel, Path::TunnelDialled][(round + turn) % 3];
+            for turn in 0..PATHS.len() {
+                let path = PATHS[(round + turn) % PATHS.len()];
                 let figures = match (case, path) {
                     (Case::Dials, Path::DirectTcp) => bench.dials(async || bench.dial_direct().await).await?,
-                    (Case::Dials, Path::Tunnel) => continue, // it never dials twice
+                    (Case::Dials, Path::Tunnel | Path::Gateway) => continue, // they do not dial again
                     (Case::Dials, Path::TunnelDialled) => bench.dials(async || bench.dial_tunnel().await).await?,
                     (case, Path::DirectTcp) => bench.calls(case, &mut clients.direct).await?,
                     (case, Path::Tunnel) => bench.calls(case, &mut clients.tunnel).await?,
                     (case, Path::TunnelDialled) => bench.calls(case, &mut clients.dialled).await?,
+                    (case, Path::Gateway) => match &mut clients.gateway {
+                        Some(client) => bench.calls(case, client).await?,
+                        None => continue,
+                    },
                 };
                 for (metric, unit, value) in figures {
                     if round > 0 {
@@ -127,6 +141,13 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// An ordinary client of the gateway, which names the agent by its authority.
+#[cfg(feature = "gateway")]
+async fn dial_gateway(address: std::net::SocketAddr) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.origin(format!("http://{AGENT}").parse()?);
+    Ok(dialback::tune_endpoint(endpoint).connect().await?)
 }
 
 /// Metric, unit, value.

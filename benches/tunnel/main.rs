@@ -5,6 +5,7 @@
 //! cargo bench --bench tunnel -- --quick             # within a minute
 //! cargo bench --bench tunnel -- --only unary        # cases whose name contains `unary`
 //! cargo bench --bench tunnel -- --json rows.json
+//! cargo bench --bench tunnel --features gateway     # with the gateway's rows
 //! ```
 //!
 //! Client and server are the same code on every path, tonic with this crate's HTTP/2 settings:
@@ -14,6 +15,7 @@
 //! | `direct-tcp` | tonic's `Channel` over TCP to a port on which the agent's process listens |
 //! | `tunnel` | `hub.channel(…)` |
 //! | `tunnel-dialled` | tonic's `Channel` over `tunnel.connector()`, as a channel of its own |
+//! | `gateway` | tonic's `Channel` over TCP to a gateway in the hub's process |
 //!
 //! There are two settings. `processes`: hub and agent are two processes on tokio's default runtime, as users run them.
 //! `current-thread`: everything in one process on one thread, so that nothing is hidden by a second core.
@@ -64,7 +66,11 @@ enum Part {
     Agent,
     /// A hub's process, new, that many agents connect to.
     #[command(hide = true)]
-    Scale { agents: usize },
+    Scale {
+        agents: usize,
+        /// Calls to random ones of them, at the end.
+        calls: usize,
+    },
 }
 
 fn main() -> Result<(), Failure> {
@@ -73,7 +79,7 @@ fn main() -> Result<(), Failure> {
     let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match args.part {
         Some(Part::Agent) => return threads()?.block_on(agent::run()),
-        Some(Part::Scale { agents }) => return threads()?.block_on(scale::run(agents)),
+        Some(Part::Scale { agents, calls }) => return threads()?.block_on(scale::run(agents, calls)),
         None => {}
     }
 

@@ -7,6 +7,8 @@ pub mod echo;
 pub mod faults;
 #[cfg(feature = "gateway")]
 pub mod gateway;
+#[cfg(feature = "gateway")]
+pub mod http2;
 pub mod mirror;
 pub mod netns;
 pub mod openssh;
