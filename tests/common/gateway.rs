@@ -1,5 +1,7 @@
 //! Ordinary gRPC clients of a hub's gateway.
 
+use std::net::SocketAddr;
+
 use dialback::{gateway::Gateway, tune_endpoint};
 use tonic::transport::{Channel, Endpoint};
 
@@ -12,8 +14,12 @@ pub async fn channel(gateway: &Gateway) -> Channel {
 
 /// The same for any agent.
 pub async fn channel_to(gateway: &Gateway, agent: &str) -> Channel {
-    let address = format!("http://{}", gateway.local_addr());
+    channel_at(gateway.local_addr(), agent).await
+}
+
+/// The same for a gateway in another process.
+pub async fn channel_at(gateway: SocketAddr, agent: &str) -> Channel {
     let origin = format!("http://{agent}").parse().expect("an origin");
-    let endpoint = tune_endpoint(Endpoint::from_shared(address).expect("an address")).origin(origin);
-    endpoint.connect().await.expect("connect to the gateway")
+    let endpoint = Endpoint::from_shared(format!("http://{gateway}")).expect("an address").origin(origin);
+    tune_endpoint(endpoint).connect().await.expect("connect to the gateway")
 }

@@ -1,0 +1,374 @@
+//! The gateway under load while things go wrong: restarts, bulk, and hours of use. The letters are the cases of the
+//! project's list of faults.
+#![cfg(all(feature = "gateway", target_os = "linux"))]
+
+mod common;
+
+use std::{
+    env,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use common::{
+    child::{self, Keys},
+    echo::{Echo, payload, pb::echo_client::EchoClient, steered},
+    faults::{alone, until},
+    gateway::{channel, channel_at},
+    rig::{AGENT, serve, soon},
+};
+use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, PrivateKey, gateway::Gateway};
+use tokio::task::{JoinHandle, JoinSet};
+use tonic::{Code, Status, transport::Channel};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Makes the child that is a hub have a gateway.
+const GATEWAY: &str = "DIALBACK_TEST_GATEWAY";
+
+#[tokio::test]
+async fn child() {
+    if env::var_os(GATEWAY).is_none() {
+        return child::run().await;
+    }
+    let (hub, listen) = child::told_hub();
+    let hub = hub.bind(listen).await.expect("bind");
+    let gateway = Gateway::builder(&hub).bind("127.0.0.1:0").await.expect("bind the gateway");
+    eprintln!("hub {}", hub.local_addr());
+    eprintln!("gateway {}", gateway.local_addr());
+    hub.wait_for(AGENT).await.expect("the hub lives");
+    eprintln!("agent ready");
+    tokio::time::sleep(600 * SECOND).await;
+}
+
+/// The memory of a process, in bytes.
+fn resident(id: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the process lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
+    1024 * line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number of kB")
+}
+
+/// So many bytes through a hub that is a process of its own, both ways; its memory does not grow with them.
+async fn streams_through(bytes: usize) {
+    let keys = Keys::new();
+    let mut role = keys.hub_process("127.0.0.1:0");
+    role.push((GATEWAY, "1".into()));
+    let mut hub = child::start(role);
+    let address = hub.line("hub ").await;
+    let gateway: SocketAddr = hub.line("gateway ").await.parse().unwrap();
+    let agent = keys.agent().connect(&*address).await.unwrap();
+    let _server = serve(&Echo::default(), agent.incoming());
+    hub.line("agent ready").await;
+    let id = hub.id().unwrap();
+    let mut client = EchoClient::new(channel_at(gateway, AGENT).await).max_decoding_message_size(64 << 20);
+    const SIZE: usize = 256 << 10;
+    let transfer = async |client: &mut EchoClient<Channel>, bytes: usize| {
+        let count = bytes / SIZE;
+        let steering = [("echo-count", &*count.to_string()), ("echo-size", &*SIZE.to_string())];
+        let mut down = client.download(steered(payload(""), &steering)).await.unwrap().into_inner();
+        let mut got = 0;
+        while let Some(message) = soon("a message", down.message()).await.unwrap() {
+            got += message.data.len();
+        }
+        assert_eq!(got, count * SIZE);
+        let messages = std::iter::repeat_with(|| payload(vec![7; SIZE])).take(count);
+        client.upload(tokio_stream::iter(messages)).await.expect("the upload");
+    };
+    transfer(&mut client, 64 << 20).await;
+    let before = resident(id);
+    let most = Arc::new(AtomicUsize::new(0));
+    let watching = {
+        let most = most.clone();
+        tokio::spawn(async move {
+            loop {
+                most.fetch_max(resident(id), Ordering::Relaxed);
+                tokio::time::sleep(SECOND / 20).await;
+            }
+        })
+    };
+    let begun = Instant::now();
+    transfer(&mut client, bytes).await;
+    watching.abort();
+    let grown = most.load(Ordering::Relaxed).saturating_sub(before);
+    eprintln!("{} MiB down and up in {:?}: {} KiB more", bytes >> 20, begun.elapsed(), grown >> 10);
+    assert!(grown < 32 << 20, "the hub's memory grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_what_is_streamed() {
+    streams_through(256 << 20).await;
+}
+
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn gibibyte_streams_through_in_little_memory() {
+    let _alone = alone().await;
+    streams_through(1 << 30).await;
+}
+
+/// One key for every agent, and a hub's.
+#[derive(Clone)]
+struct Fleet {
+    host: PrivateKey,
+    key: PrivateKey,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        Self { host: PrivateKey::generate(), key: PrivateKey::generate() }
+    }
+
+    async fn hub(&self, listen: &str, ids: &[String]) -> Hub {
+        let allowed =
+            ids.iter().fold(AllowedKeys::new(), |all, id| all.allow(id, self.key.public_key()).expect("an id"));
+        let hub = Hub::builder(self.host.clone()).authorizer(allowed).unauthenticated_limits(500, 500);
+        hub.bind(listen).await.expect("bind")
+    }
+
+    fn agent(&self, id: &str) -> AgentBuilder {
+        let agent = Agent::builder(id, self.key.clone()).host_keys(HostKeys::public_key(self.host.public_key()));
+        agent.backoff(SECOND / 20, SECOND / 2, 30 * SECOND)
+    }
+}
+
+/// What a caller has counted.
+#[derive(Default)]
+struct Calls {
+    done: AtomicUsize,
+    retried: AtomicUsize,
+    stop: AtomicBool,
+}
+
+/// Callers who call without a pause until they are stopped; `call` is one call. Any failure fails the test.
+fn callers<F, Fut>(count: usize, calls: &Arc<Calls>, call: F) -> JoinHandle<()>
+where
+    F: Fn(Arc<Calls>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let mut tasks = JoinSet::new();
+    for _ in 0..count {
+        let (calls, call) = (calls.clone(), call.clone());
+        tasks.spawn(async move {
+            while !calls.stop.load(Ordering::Relaxed) {
+                soon("an answer", call(calls.clone())).await.expect("no call is lost");
+                calls.done.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(4)).await;
+            }
+        });
+    }
+    tokio::spawn(async move {
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("no call is lost");
+        }
+    })
+}
+
+/// B3: the members of a pool are restarted one after the other, and no call fails, without anybody trying again.
+async fn agents_restart(rounds: usize) {
+    let fleet = Fleet::new();
+    let hub = fleet.hub("127.0.0.1:0", &[AGENT.into()]).await;
+    let gateway = Gateway::builder(&hub).bind("127.0.0.1:0").await.unwrap();
+    let address = hub.local_addr().to_string();
+    let start = async || {
+        let agent = fleet.agent(AGENT).connect(&*address).await.unwrap();
+        let server = serve(&Echo::default(), agent.incoming());
+        (agent, server)
+    };
+    let mut members = vec![start().await, start().await];
+    until("both can be called", || hub.tunnels().len() == 2).await;
+    let calls = Arc::new(Calls::default());
+    let (through, inside) = (channel(&gateway).await, hub.channel(AGENT).unwrap());
+    let calling = [
+        callers(4, &calls, move |_| {
+            let mut client = EchoClient::new(through.clone());
+            async move { client.unary(payload("through the gateway")).await.map(drop) }
+        }),
+        callers(4, &calls, move |_| {
+            let mut client = EchoClient::new(inside.clone());
+            async move { client.unary(payload("in process")).await.map(drop) }
+        }),
+    ];
+    for _ in 0..rounds {
+        let before = calls.done.load(Ordering::Relaxed);
+        let (agent, server) = members.remove(0);
+        soon("the shutdown", agent.shutdown(30 * SECOND)).await;
+        soon("the server's end", server).await.unwrap().unwrap();
+        members.push(start().await);
+        until("both can be called", || hub.tunnels().len() == 2).await;
+        until("calls go on", || calls.done.load(Ordering::Relaxed) > before + 20).await;
+    }
+    calls.stop.store(true, Ordering::Relaxed);
+    for calling in calling {
+        calling.await.expect("no call is lost");
+    }
+    eprintln!("B3, agents: {rounds} restarts, {} calls, none lost", calls.done.load(Ordering::Relaxed));
+}
+
+/// B3: two hubs with a gateway each are restarted in turn. A caller whose gateway is going tries the other one, once, if it
+/// is answered UNAVAILABLE.
+async fn hubs_restart(rounds: usize) {
+    let fleet = Fleet::new();
+    let ids = [AGENT.to_owned()];
+    let mut hubs = Vec::new();
+    for _ in 0..2 {
+        let hub = fleet.hub("127.0.0.1:0", &ids).await;
+        let gateway = Gateway::builder(&hub).bind("127.0.0.1:0").await.unwrap();
+        hubs.push((hub, gateway));
+    }
+    let addresses = [0, 1].map(|n: usize| (hubs[n].0.local_addr().to_string(), hubs[n].1.local_addr()));
+    let echo = Echo::default();
+    let mut agents = Vec::new();
+    for (hub, _) in &addresses {
+        let agent = fleet.agent(AGENT).connect(&**hub).await.unwrap();
+        serve(&echo, agent.incoming());
+        agents.push(agent);
+    }
+    for (hub, _) in &hubs {
+        soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    }
+    let calls = Arc::new(Calls::default());
+    let clients = [channel_at(addresses[0].1, AGENT).await, channel_at(addresses[1].1, AGENT).await];
+    let turn = Arc::new(AtomicUsize::new(0));
+    let calling = callers(8, &calls, move |calls| {
+        let (clients, turn) = (clients.clone(), turn.clone());
+        async move {
+            let first = turn.fetch_add(1, Ordering::Relaxed) % 2;
+            match EchoClient::new(clients[first].clone()).unary(payload("hello")).await {
+                Err(status) if status.code() == Code::Unavailable || is_transport(&status) => {
+                    calls.retried.fetch_add(1, Ordering::Relaxed);
+                    EchoClient::new(clients[1 - first].clone()).unary(payload("hello")).await.map(drop)
+                }
+                answer => answer.map(drop),
+            }
+        }
+    });
+    for round in 0..rounds {
+        let n = round % 2;
+        let before = calls.done.load(Ordering::Relaxed);
+        let (hub, gateway) = hubs.remove(n);
+        // A stream that is open finishes, and the gateway waits for it.
+        let mut stream = EchoClient::new(channel(&gateway).await);
+        let steering = [("echo-count", "5"), ("echo-delay-ms", "100")];
+        let mut stream = stream.download(steered(payload(""), &steering)).await.unwrap().into_inner();
+        let draining = async {
+            gateway.shutdown(30 * SECOND).await;
+            hub.shutdown(30 * SECOND).await;
+        };
+        let reading = async {
+            let mut messages = 0;
+            while stream.message().await.expect("the stream finishes").is_some() {
+                messages += 1;
+            }
+            assert_eq!(messages, 5);
+        };
+        soon("the shutdown", async { tokio::join!(draining, reading) }).await;
+        drop((hub, gateway));
+        let hub = fleet.hub(&addresses[n].0, &ids).await;
+        soon("the agent's return", hub.wait_for(AGENT)).await.unwrap();
+        let gateway = Gateway::builder(&hub).bind(addresses[n].1).await.unwrap();
+        hubs.insert(n, (hub, gateway));
+        until("calls go on", || calls.done.load(Ordering::Relaxed) > before + 50).await;
+    }
+    calls.stop.store(true, Ordering::Relaxed);
+    calling.await.expect("no call is lost");
+    let (done, retried) = (calls.done.load(Ordering::Relaxed), calls.retried.load(Ordering::Relaxed));
+    eprintln!("B3, hubs: {rounds} restarts, {done} calls, {retried} tried again, none lost");
+}
+
+/// What tonic's channel says of a gateway that it cannot reach.
+fn is_transport(status: &Status) -> bool {
+    std::error::Error::source(status).is_some_and(|source| source.is::<tonic::transport::Error>())
+}
+
+#[tokio::test]
+async fn no_call_is_lost_while_agents_are_restarted() {
+    agents_restart(5).await;
+}
+
+#[tokio::test]
+async fn no_call_is_lost_while_hubs_are_restarted() {
+    hubs_restart(4).await;
+}
+
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn no_call_is_lost_in_twenty_rolling_restarts() {
+    let _alone = alone().await;
+    agents_restart(40).await;
+    hubs_restart(40).await;
+}
+
+/// D4: so many agents, ten calls per second to each, for so long: none fails, and memory does not grow.
+async fn soak(agents: usize, time: Duration) {
+    let fleet = Fleet::new();
+    let ids: Vec<String> = (0..agents).map(|n| format!("agent-{n}")).collect();
+    let hub = fleet.hub("127.0.0.1:0", &ids).await;
+    let gateway = Gateway::builder(&hub).bind("127.0.0.1:0").await.unwrap();
+    let echo = Echo::default();
+    let mut members = Vec::new();
+    for id in &ids {
+        let agent = fleet.agent(id).connect(hub.local_addr().to_string()).await.unwrap();
+        serve(&echo, agent.incoming());
+        members.push(agent);
+    }
+    let any = channel(&gateway).await;
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for id in ids {
+        let (mut client, end) = (EchoClient::new(any.clone()), begun + time);
+        tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(SECOND / 10);
+            let mut times = Vec::new();
+            while Instant::now() < end {
+                ticks.tick().await;
+                let begun = Instant::now();
+                let call = client.unary(steered(payload("soak"), &[("dialback-agent", &id)]));
+                soon("an answer", call).await.expect("no call fails");
+                times.push(begun.elapsed());
+            }
+            times
+        });
+    }
+    // The first tenth warms up.
+    tokio::time::sleep(time / 10).await;
+    let before = common::faults::resident();
+    let times = tasks.join_all().await;
+    let grown = common::faults::resident().saturating_sub(before);
+    let p99 = |part: &dyn Fn(&[Duration]) -> Vec<Duration>| {
+        let mut all: Vec<_> = times.iter().flat_map(|times| part(times)).collect();
+        all.sort_unstable();
+        all[all.len() * 99 / 100]
+    };
+    let (first, all) = (p99(&|t| t[..t.len() / 10 + 1].to_vec()), p99(&|t| t.to_vec()));
+    let calls: usize = times.iter().map(Vec::len).sum();
+    let per_hour = grown as f64 / 1e6 / (time * 9 / 10).as_secs_f64() * 3600.0;
+    eprintln!(
+        "D4: {agents} agents, {calls} calls in {:?}, none failed; p99 {first:?} in the first tenth, {all:?} in all; \
+         {} KiB more, {per_hour:.2} MB/h",
+        begun.elapsed(),
+        grown >> 10
+    );
+    if time >= 600 * SECOND {
+        // The times of the calls themselves are kept, 16 bytes each.
+        let own = (calls * 16 * 2) as f64 / 1e6 / time.as_secs_f64() * 3600.0;
+        assert!(per_hour < 1.0 + own, "{per_hour} MB/h, of which the test's own are {own}");
+        assert!(all <= 2 * first, "{all:?} against {first:?}");
+    }
+    assert_eq!(hub.tunnels().len(), agents);
+}
+
+#[tokio::test]
+async fn a_hundred_agents_are_called_for_a_while() {
+    soak(100, 10 * SECOND).await;
+}
+
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn a_hundred_agents_are_called_for_half_an_hour() {
+    let _alone = alone().await;
+    soak(100, 1800 * SECOND).await;
+}
