@@ -29,7 +29,7 @@ use crate::ssh::Call;
 /// one side share one long-lived HTTP/2 connection for each tunnel, made by the first call. Cloning is cheap.
 ///
 /// # Errors
-/// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`]'s text, or
+/// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`](crate::DialError)'s text, or
 /// [wait for one](TunnelChannel::wait_for_ready); calls in flight when the tunnel is lost fail `UNAVAILABLE` with the
 /// agent's name and the reason. A call that never reached the agent, because its tunnel has just ended, is being renewed
 /// or takes no more channels, is sent once more, on another tunnel if there is one.

@@ -67,9 +67,32 @@
 //! keeps its [`AgentId`] and gets a new tunnel. [`Hub::wait_for`], [`Hub::get`], [`Hub::tunnels`] and [`Hub::events`]
 //! tell what there is, and [`Tunnel::disconnected`] why and when it ended.
 //!
-//! An agent is dialled on one tunnel, its newest. When the same key, or a certificate of the same authority, opens
-//! another one, that takes over at once, and the old one finishes its calls ([`HubBuilder::drain_timeout`]). A tunnel
-//! that was opened with *another* key is refused while the old one lives.
+//! # Many agents
+//! Several tunnels of one id are a pool: each call takes the less busy of two random ones ([`Balance`]), a dead one is
+//! never picked, and a call that never reached its agent is sent once more, on another. [`TunnelPolicy`] says otherwise. The
+//! tunnels of one id are all opened with the same key, or under the same authority: what *another* key opens is refused
+//! while one of them lives, so replicas with keys of their own have ids of their own and a label in common.
+//!
+//! An agent that comes back takes the place of the tunnel it lost, even if the hub has not noticed the loss: an agent's
+//! first line on the wire says which of its connections this is. Where that says nothing (a stock `ssh -R`, or an agent
+//! that was started anew), every tunnel that was there before has to show within 5 s that it is alive, and is not called
+//! until it has. One agent may open several tunnels at once, for more than one core of encryption
+//! ([`AgentBuilder::tunnels`]).
+//!
+//! | a channel to | for any tonic stub |
+//! |---|---|
+//! | an agent | [`Hub::channel`] |
+//! | whichever agents have a label | [`Hub::channel_with_label`] |
+//! | whichever agents have a key of yours | [`Hub::channel_for`], [`HubBuilder::affinity_key`] |
+//! | whichever agents there are | [`Hub::any_channel`] |
+//!
+//! Labels come with the [`Grant`]: from your own [`Authorizer`], or from `environment="name=value"` in an
+//! `authorized_keys` file. What an agent says of itself ([`AgentBuilder::label`], or the path that a stock client asks for:
+//! `ssh -R '/grpc-tunnel?region=eu:localhost:50051'`) counts only where the grant accepts labels of that name
+//! ([`Grant::accept_labels`]), and never against the grant's own.
+//!
+//! A call to an agent that is away fails at once and says since when, or waits ([`TunnelChannel::wait_for_ready`]).
+//! [`HubBuilder::no_reverse`] makes a hub that only serves.
 //!
 //! # Channel
 //! A channel is one byte stream inside a tunnel and carries one HTTP/2 connection, so any number of calls. On the wire it
@@ -80,11 +103,12 @@
 //!
 //! | | for | opens |
 //! |---|---|---|
-//! | [`Hub::channel`], [`Tunnel::channel`], [`Agent::channel`] | any tonic stub | one long-lived channel for each tunnel, shared by all |
+//! | [`Hub::channel`], [`Tunnel::channel`], [`Agent::channel`] | any tonic stub | a long-lived channel for each tunnel, shared by all |
 //! | [`Hub::connector`], [`Tunnel::connector`], [`Agent::connector`] | tonic's `Endpoint`, other protocols | one channel for each dial |
 //! | [`Agent::incoming`], [`Hub::incoming`] | tonic's `Server` | none: yields those that the other side opens |
 //!
-//! What a tunnel's `connector` and `channel` make belongs to that tunnel; those of a hub or an agent look for the tunnel
+//! A connection that is full, by its peer's limit or at 256 calls, gets another beside it, on a channel of its own. What a
+//! tunnel's `connector` and `channel` make belongs to that tunnel; those of a hub or an agent look for the tunnel
 //! anew at each dial or call. [`TunnelConnectInfo`], in a request's extensions, tells a handler who is calling. A closed
 //! channel costs the side that closed it about 4 kB for the rest of the tunnel's life, so an agent renews a tunnel that
 //! has closed many ([`AgentBuilder::renew_after`]): first the new tunnel, then the old one is drained.
@@ -94,7 +118,7 @@
 //! certificate or not, or the keys of a running ssh-agent ([`Identity`]). An [`Authorizer`] says which ids that grants:
 //! [`AuthorizedKeys`] reads OpenSSH files and certificates and follows their changes, [`AllowedKeys`] is a list in
 //! memory, and the trait takes anything else. A key never gets an id that it was not granted, and whoever is refused is
-//! not told why.
+//! not told why. The hub asks again while a tunnel lives ([`Authorizer::recheck_every`]): what is taken back ends it.
 //!
 //! # Host keys
 //! [`HostKeys`] is how an agent recognises its hub: a `known_hosts` file, a fingerprint, a key or a callback. There is no
@@ -132,10 +156,11 @@
 //! | their time | 20 s | [`HubBuilder::login_timeout`] |
 //! | keys that one may try | 3; at most 8 may be named without proof | [`HubBuilder::max_auth_attempts`] |
 //! | tunnels of one agent | 16, those that are being drained included | |
-//! | open channels, beyond which the peer may open no more | 256 for each tunnel, both sides' together | [`HubBuilder::max_channels`], [`AgentBuilder::max_channels`] |
+//! | the hub's calls to one agent | 10,000, in all its tunnels | [`HubBuilder::max_calls`] |
+//! | open channels, beyond which neither side may open more | 256 for each tunnel, both sides' together | [`HubBuilder::max_channels`], [`AgentBuilder::max_channels`] |
 //! | channels that no server has taken yet | 128 for each `incoming` | |
 //! | opens that wait for the peer's answer | 64 for each tunnel; others wait in line, each caller for 10 s at most | [`HubBuilder::open_timeout`], [`AgentBuilder::open_timeout`] |
-//! | received and not read | 64 MiB for each tunnel, twice the window; then the longest queue's channel is closed | [`HubBuilder::window`], [`AgentBuilder::window`] |
+//! | received and not read | 64 MiB for each tunnel, twice the window, and on a hub for all tunnels of one agent; then the longest queue's channel is closed | [`HubBuilder::window`], [`HubBuilder::max_unread`], [`AgentBuilder::window`] |
 //! | the same, of channels closed for it that their reader still holds | 128 MiB more; then the tunnel ends | the same |
 //! | received by HTTP/2 and not read | 28 MiB for each connection | [`tuning`] |
 //! | calls that a server takes on one connection | 256; more wait at the caller | [`tuning`] |
@@ -152,6 +177,7 @@
 //! # Features
 //! | feature | default | what it adds |
 //! |---|---|---|
+//! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call |
 //! | `rsa` | no | RSA keys of agents and hubs, with SHA-2 signatures only. The `rsa` crate has an unfixed timing side channel ([RUSTSEC-2023-0071](https://rustsec.org/advisories/RUSTSEC-2023-0071.html)) |
 
 mod agent;

@@ -102,6 +102,47 @@ async fn quickstart_tells_its_story_and_ends() {
     assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "it leaves files behind");
 }
 
+#[cfg(feature = "gateway")]
+#[tokio::test]
+async fn fleet_tells_its_story_and_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let started = Instant::now();
+    let (status, said) = example("fleet", dir.path(), &[]).finish().await;
+    assert!(status.success(), "{status}\n{}", said.join("\n"));
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+
+    let mut lines = said.iter();
+    for part in [
+        "hub: agents dial ",
+        "hub: clients call ",
+        "hub: berlin has joined",
+        "client: calling each by metadata",
+        "  berlin   <- Hello client, this is berlin",
+        "  lisbon   <- Hello client, this is lisbon",
+        "  oslo     <- Hello client, this is oslo",
+        "client: calling berlin.fleet.test",
+        "  berlin   <- Hello client, this is berlin",
+        "gateway: 4 agents are here",
+        "  oslo ",
+        "-- killing oslo --",
+        "hub: oslo has left: ",
+        "  oslo     <- UNAVAILABLE: agent `oslo` is away since ",
+        "  berlin   <- Hello client, this is berlin",
+        "-- starting tokyo --",
+        "hub: tokyo has joined",
+        "  tokyo    <- Hello client, this is tokyo",
+        "gateway: 4 agents are here",
+        "  tokyo ",
+        "hub: stopped",
+    ] {
+        assert!(lines.any(|line| line.starts_with(part)), "no {part:?} in its place:\n{}", said.join("\n"));
+    }
+    let shares = said.iter().filter_map(|line| line.strip_prefix("  web      <- ")?.split_once(" x "));
+    let shares: Vec<usize> = shares.map(|(times, _)| times.trim().parse().expect("a number")).collect();
+    assert!(shares.len() == 2 && shares.iter().sum::<usize>() == 20, "{}", said.join("\n"));
+    assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "it leaves files behind");
+}
+
 #[tokio::test]
 async fn laptop_started_second_is_called_and_both_end_on_interrupt() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -177,8 +218,173 @@ async fn cloud_lets_no_laptop_in_whose_key_it_has_not() {
 
 #[tokio::test]
 async fn options_are_explained() {
-    for (name, option) in [("cloud", "--listen <ADDRESS>"), ("laptop", "--hub <HOST:PORT>")] {
+    let mut options = vec![("cloud", "--listen <ADDRESS>"), ("laptop", "--hub <HOST:PORT>")];
+    if cfg!(feature = "gateway") {
+        options.push(("fluentd_hub", "--gateway <ADDRESS>"));
+        options.push(("fluentd_server", "--command <PROGRAM> [ARGUMENT]..."));
+    }
+    for (name, option) in options {
         let (status, said) = example(name, Path::new("/"), &["--help"]).finish().await;
         assert!(status.success() && said.iter().any(|line| line.contains(option)), "{said:#?}");
+    }
+}
+
+/// The demo of the gateway. Its processes are looked for in `/proc`.
+#[cfg(all(feature = "gateway", target_os = "linux"))]
+mod fluentd {
+    use dialback::tune_endpoint;
+    use tokio_stream::once;
+    use tonic::{
+        Code,
+        transport::{Channel, Endpoint},
+    };
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+
+    use super::*;
+    use crate::common::faults::until;
+
+    /// Generated from `proto/fluentd.proto`.
+    #[allow(unreachable_pub, clippy::use_self)]
+    mod pb {
+        include!("../proto/gen/fluentd.rs");
+    }
+
+    use pb::{RestartRequest, StartRequest, State, StopRequest, fluentd_client::FluentdClient};
+
+    /// The hub, its server, and a client that is told which server it wants by the authority.
+    struct Demo {
+        hub: Peer,
+        server: Peer,
+        channel: Channel,
+        client: FluentdClient<Channel>,
+    }
+
+    impl Demo {
+        async fn start(dir: &Path, arguments: &[&str]) -> Self {
+            let mut hub = example("fluentd_hub", dir, &["--listen", "127.0.0.1:0", "--gateway", "127.0.0.1:0"]);
+            let listening = soon("the hub's start", hub.line("hub: listening on ")).await;
+            let address = listening.split(',').next().expect("an address");
+            let gateway = soon("the gateway's start", hub.line("hub: gateway on ")).await;
+            let gateway = gateway.split(';').next().expect("an address");
+            let arguments = [&["--hub", address, "--id", "fluentd-1"], arguments].concat();
+            let server = example("fluentd_server", dir, &arguments);
+            soon("the server's coming", hub.line("hub: fluentd-1 can be called:")).await;
+            let how = soon("how to call it", hub.line("  grpcurl -plaintext ")).await;
+            assert_eq!(how, format!("-H 'dialback-agent: fluentd-1' {gateway} list"));
+
+            let endpoint = Endpoint::from_shared(format!("http://{gateway}")).expect("an address");
+            let endpoint = tune_endpoint(endpoint).origin("http://fluentd-1".parse().expect("an origin"));
+            let channel = endpoint.connect().await.expect("connect to the gateway");
+            Self { hub, server, client: FluentdClient::new(channel.clone()), channel }
+        }
+
+        async fn started(&mut self) -> State {
+            soon("a start", self.client.start(StartRequest {})).await.expect("it starts").into_inner()
+        }
+
+        async fn stopped(&mut self) -> State {
+            soon("a stop", self.client.stop(StopRequest {})).await.expect("it stops").into_inner()
+        }
+
+        async fn end(self) {
+            end(self.server, "INT").await;
+            end(self.hub, "INT").await;
+        }
+    }
+
+    /// Whether there is such a process and it has not ended; one that has ended is there until somebody asks how.
+    fn runs(process_id: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{process_id}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+    }
+
+    #[tokio::test]
+    async fn it_is_started_restarted_and_stopped_through_the_gateway() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut demo = Demo::start(dir.path(), &[]).await;
+
+        let first = demo.started().await;
+        assert!(first.running && first.starts == 1 && runs(first.process_id), "{first:?}");
+
+        let twice = demo.client.start(StartRequest {}).await.expect_err("it runs already");
+        assert_eq!(twice.code(), Code::FailedPrecondition, "{twice:?}");
+        assert_eq!(twice.message(), format!("it is running already, as process {}", first.process_id));
+
+        let second = soon("a restart", demo.client.restart(RestartRequest {})).await.expect("it restarts").into_inner();
+        assert!(second.running && second.starts == 2 && runs(second.process_id), "{second:?}");
+        assert!(second.process_id != first.process_id && !runs(first.process_id), "{first:?} {second:?}");
+
+        assert_eq!(demo.stopped().await, State { running: false, process_id: 0, starts: 2 });
+        assert!(!runs(second.process_id), "{second:?}");
+
+        let twice = demo.client.stop(StopRequest {}).await.expect_err("nothing runs");
+        assert_eq!((twice.code(), twice.message()), (Code::FailedPrecondition, "it is not running"));
+
+        let third = soon("a restart", demo.client.restart(RestartRequest {})).await.expect("it starts").into_inner();
+        assert!(third.running && third.starts == 3 && runs(third.process_id), "{third:?}");
+        demo.end().await;
+        assert!(!runs(third.process_id), "it has outlived its server");
+        assert_eq!(private_keys(dir.path()), [("fluentd-1".to_owned(), 0o600), ("hub_key".to_owned(), 0o600)]);
+    }
+
+    #[tokio::test]
+    async fn one_that_dies_can_be_started_again_and_one_that_will_not_end_is_killed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let deaf = ["--patience", "1", "--command", "sh", "-c", "trap '' TERM; echo deaf; exec sleep 3600"];
+        let mut demo = Demo::start(dir.path(), &deaf).await;
+        let first = demo.started().await.process_id;
+        soon("the program's deafness", demo.server.line("deaf")).await;
+
+        let killed = std::process::Command::new("sh").arg("-c").arg(format!("kill -KILL {first}")).status();
+        assert!(killed.is_ok_and(|status| status.success()));
+        until("the program's death", || !runs(first)).await;
+        let dead = demo.client.stop(StopRequest {}).await.expect_err("nothing runs");
+        assert_eq!(dead.code(), Code::FailedPrecondition, "{dead:?}");
+        assert!(dead.message().starts_with("it is not running: it ended by itself, with signal: 9"), "{dead:?}");
+
+        let second = demo.started().await;
+        assert!(second.starts == 2 && runs(second.process_id), "{second:?}");
+        soon("the program's deafness", demo.server.line("deaf")).await;
+        assert!(!demo.stopped().await.running && !runs(second.process_id), "{second:?}");
+        soon("the reason", demo.server.line(&format!("server: process {} had to be killed", second.process_id))).await;
+        demo.end().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_is_missing_cannot_be_started_and_calls_say_since_when_its_server_is_away() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut demo = Demo::start(dir.path(), &["--command", "no-such-program", "-v"]).await;
+        let status = demo.client.start(StartRequest {}).await.expect_err("there is no such program");
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+        assert!(status.message().starts_with("cannot start no-such-program: "), "{status:?}");
+
+        // Its server goes, and the gateway says since when.
+        let Demo { mut hub, server, mut client, .. } = demo;
+        end(server, "TERM").await;
+        soon("the server's going", hub.line("hub: fluentd-1 is gone, ")).await;
+        let away = client.start(StartRequest {}).await.expect_err("its server is gone");
+        assert_eq!(away.code(), Code::Unavailable, "{away:?}");
+        assert!(away.message().starts_with("agent `fluentd-1` is away since "), "{away:?}");
+        end(hub, "TERM").await;
+    }
+    #[tokio::test]
+    async fn it_describes_itself_through_the_gateway() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let demo = Demo::start(dir.path(), &[]).await;
+        let question = MessageRequest::FileContainingSymbol("fluentd.Fluentd".into());
+        let question = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+
+        let mut client = ServerReflectionClient::new(demo.channel.clone());
+        let mut answers = client.server_reflection_info(once(question)).await.expect("reflection").into_inner();
+        let answer = soon("an answer", answers.message()).await.expect("no error").expect("an answer");
+
+        let Some(MessageResponse::FileDescriptorResponse(found)) = answer.message_response else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(found.file_descriptor_proto.len(), 1);
+        demo.end().await;
     }
 }

@@ -425,6 +425,31 @@ async fn caller_who_does_not_read_loses_its_call_alone() {
     soon("the same caller's next", deaf.call(to_agent(UNARY), b"")).await.expect("its connection lives");
 }
 
+/// Two calls that nobody reads would take all the window of their agent's connection.
+#[tokio::test]
+async fn slow_readers_do_not_take_the_window_of_others() {
+    let rig = Rig::start().await;
+    let gateway = bind(Gateway::builder(&rig.hub)).await;
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let stream = TcpStream::connect(gateway.local_addr()).await.unwrap();
+        let deaf = RawClient::over(stream, |builder| builder.initial_window_size(65_535)).await;
+        let flood = [("dialback-agent", AGENT), ("echo-count", "100000"), ("echo-size", "65536")];
+        let (answer, mut body) = deaf.begin(with("/dialback.echo.v1.Echo/Download", &flood)).await;
+        body.send_data(framed(b""), true).unwrap();
+        unread.push((deaf, soon("the head", answer).await.unwrap()));
+    }
+    let mut client = EchoClient::new(channel(&gateway).await);
+    let begun = Instant::now();
+    while rig.echo.counts().cancelled < 2 {
+        let answer = soon("another's answer", client.unary(payload(vec![7; 100_000]))).await;
+        answer.expect("others go on");
+    }
+    // Long before the 30 s that one alone would have.
+    eprintln!("two of three were ended after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < 15 * SECOND);
+}
+
 /// C1, towards the agent.
 #[tokio::test]
 async fn agent_that_does_not_read_costs_the_caller_one_call() {
@@ -715,6 +740,53 @@ async fn drained_gateway_lets_calls_finish_and_takes_no_more() {
     drop(say);
     assert_eq!(soon("the end", chat.message()).await.unwrap(), None);
     soon("the shutdown", shutdown).await.unwrap();
+}
+
+/// Health and the hub's own API, through a client that the crate offers.
+#[tokio::test]
+async fn hub_tells_who_is_there_and_follows_them() {
+    use dialback::gateway::proto::{
+        DisconnectAgentRequest, GetAgentRequest, ListAgentsRequest, WatchAgentsRequest, hub_client::HubClient,
+        watch_agents_response::Event,
+    };
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let rig = Rig::builder().eager().start().await;
+    let gateway = bind(Gateway::builder(&rig.hub)).await;
+    let plain = channel_to(&gateway, "hub.example.com").await;
+    let mut hub = HubClient::new(plain.clone());
+    let agents = hub.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().agents;
+    assert_eq!((agents.len(), &*agents[0].id, agents[0].tunnels.len()), (1, AGENT, 1));
+    assert!(agents[0].tunnels[0].ready && agents[0].tunnels[0].peer_address.starts_with("127.0.0.1:"));
+    let mut watch = hub.watch_agents(WatchAgentsRequest {}).await.unwrap().into_inner();
+    let mut health = HealthClient::new(plain);
+    let check = |service: &str| HealthCheckRequest { service: service.into() };
+    assert_eq!(health.check(check("")).await.unwrap().into_inner().status, 1);
+    assert_eq!(health.check(check(AGENT)).await.unwrap().into_inner().status, 1);
+    assert_eq!(health.check(check("laptop-9")).await.unwrap_err().code(), Code::NotFound);
+    let mut status = health.watch(check(AGENT)).await.unwrap().into_inner();
+    assert_eq!(soon("the status", status.message()).await.unwrap().unwrap().status, 1);
+    // A mistyped agent must not look healthy.
+    let mut mistyped = HealthClient::new(channel_to(&gateway, "laptop-9").await);
+    assert_eq!(mistyped.check(check("")).await.unwrap_err().code(), Code::NotFound);
+
+    let gone = hub.disconnect_agent(DisconnectAgentRequest { id: AGENT.into() }).await.unwrap().into_inner();
+    assert_eq!(gone.tunnels, 1);
+    assert_eq!(soon("the status", status.message()).await.unwrap().unwrap().status, 2);
+    assert_eq!(soon("the status", status.message()).await.unwrap().unwrap().status, 1);
+    let mut told = Vec::new();
+    while !matches!(&told[..], [.., Event::Gone(_), Event::Changed(_), Event::Changed(agent)] if agent.tunnels[0].ready)
+    {
+        let event = soon("a change", watch.message()).await.unwrap().unwrap().event.unwrap();
+        assert_eq!(told.is_empty(), matches!(event, Event::Snapshot(_)), "a snapshot, then changes");
+        told.push(event);
+    }
+    let again = hub.get_agent(GetAgentRequest { id: AGENT.into() }).await.unwrap().into_inner();
+    assert_ne!(again.tunnels[0].id, agents[0].tunnels[0].id);
+
+    soon("a shutdown that waits for no watcher", gateway.shutdown(60 * SECOND)).await;
+    assert_eq!(soon("the end", watch.message()).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(soon("the end", status.message()).await.unwrap_err().code(), Code::Unavailable);
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use crate::greeter::Failure;
+/// The error type of a program.
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// Runs a program to its end and says why it failed, if it did.
 pub(crate) async fn run(program: impl Future<Output = Result<(), Failure>>) -> ExitCode {

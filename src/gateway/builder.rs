@@ -15,6 +15,7 @@ use super::limits::InFlight;
 use super::services::Services;
 use super::tls::{Tls, TlsError, TlsFiles};
 use super::{Gateway, Stage, accept};
+use crate::http2::Held;
 use crate::hub::{Hub, Registry};
 use crate::tuning;
 
@@ -28,6 +29,7 @@ pub struct GatewayBuilder {
     client_ca: Option<PathBuf>,
     settings: Settings,
     max_calls_per_caller: usize,
+    max_held: usize,
 }
 
 /// What is the same for every connection.
@@ -52,6 +54,8 @@ pub(super) struct Shared {
     pub(super) policy: Option<PolicyFile>,
     pub(super) settings: Settings,
     pub(super) in_flight: InFlight,
+    /// What is kept for slow readers.
+    pub(super) held: Arc<Held>,
     pub(super) services: Services,
 }
 
@@ -106,6 +110,7 @@ impl Gateway {
                 total: None,
             },
             max_calls_per_caller: 10_000,
+            max_held: 256 << 20,
         }
     }
 }
@@ -164,6 +169,14 @@ impl GatewayBuilder {
         self
     }
 
+    /// How many bytes may wait for readers who are slow, in all calls together; beyond that, a reader that has taken nothing
+    /// for a second loses its call, and so it does where half the window of an agent's connection is taken up so. Default:
+    /// 256 MiB.
+    pub fn max_held(mut self, bytes: usize) -> Self {
+        self.max_held = bytes;
+        self
+    }
+
     /// How long a reader may take nothing while something waits for it; then its call ends RESOURCE_EXHAUSTED. Default:
     /// 30 s.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
@@ -206,15 +219,16 @@ impl GatewayBuilder {
         if self.policy.is_none() && !local_addr.ip().is_loopback() {
             return Err(GatewayError::NeedsPolicy { address: local_addr });
         }
+        let stage = watch::Sender::new(Stage::Open);
         let shared = Arc::new(Shared {
-            services: Services::new(self.registry.clone()),
+            services: Services::new(self.registry.clone(), stage.subscribe()),
             registry: self.registry,
             suffix,
             policy: self.policy,
             settings: self.settings,
             in_flight: InFlight::new(self.max_calls_per_caller),
+            held: Arc::new(Held::new(self.max_held)),
         });
-        let stage = watch::Sender::new(Stage::Open);
         let task = tokio::spawn(accept::run(listener, shared, tls, stage.subscribe()));
         tracing::info!(address = %local_addr, "gateway listens");
         let abort = task.abort_handle();

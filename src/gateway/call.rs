@@ -17,6 +17,7 @@ use tonic::{Code, Status, body::Body};
 use super::builder::Shared;
 use super::callers::authenticate;
 use super::policy::{CallerName, Policy};
+use super::services;
 use super::target::{self, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of};
@@ -24,8 +25,8 @@ use crate::hub::{Selector, ToAgents};
 use crate::id::AgentId;
 use crate::ssh::Session;
 
-/// The metadata by which an agent learns who calls.
-const CALLER_HEADER: &str = "dialback-caller";
+/// The metadata by which an agent learns the name of the caller, by the gateway's policy. Nobody else can set it.
+pub const CALLER_METADATA: &str = "dialback-caller";
 
 /// What the gateway says and adds in metadata begins so; callers may not.
 const OWN_METADATA: &str = "dialback-";
@@ -93,7 +94,7 @@ pub(super) async fn serve(
     remove_own_metadata(&mut head.headers);
     if let Some(name) = &caller.name {
         let value = HeaderValue::from_str(name.as_str()).unwrap_or(HeaderValue::from_static("")); // it is plain ASCII
-        head.headers.insert(CALLER_HEADER, value);
+        head.headers.insert(CALLER_METADATA, value);
     }
     let admits = |session: &Session| match caller.may(&target, session.labels(), &method) {
         true => Ok(()),
@@ -108,7 +109,7 @@ pub(super) async fn serve(
     };
     match placed {
         Ok(placed) => {
-            let exchange = Exchange { placed, deadline, idle: shared.settings.idle, stall: shared.settings.stall };
+            let exchange = Exchange { placed, deadline, shared: &shared };
             exchange.run(Request::from_parts(head, body), respond).await;
         }
         Err(status) => {
@@ -151,7 +152,8 @@ fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(C
     let name = match &policy {
         None => None,
         Some(policy) => Some(authenticate(policy, headers, &client.names).map_err(|error| {
-            tracing::warn!(peer = %client.peer, %error, "caller not known");
+            // A stranger can cause this at will, so it is no warning.
+            tracing::info!(peer = %client.peer, %error, "caller not known");
             Status::unauthenticated(error.to_string())
         })?),
     };
@@ -167,14 +169,24 @@ fn choose(shared: &Shared, head: &http::request::Parts) -> Result<Option<AgentId
     let suffix = shared.suffix.as_deref();
     let target = target::target(&head.headers, head.uri.authority(), suffix);
     let target = target.map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let here = shared.services.find(head.uri.path()).is_some();
+    let method = head.uri.path();
+    let here = shared.services.find(method).is_some();
     match target {
         Target::Agent(agent) => Ok(Some(agent)),
         Target::Perhaps(agent) if shared.registry.knows(&agent) => Ok(Some(agent)),
-        Target::Perhaps(_) | Target::Absent if here => Ok(None),
-        Target::Perhaps(agent) => Err(Status::not_found(format!("there is no agent `{agent}`: {}", advice(suffix)))),
+        // A name without a dot is hardly the gateway's own: a mistyped agent must not look healthy.
+        Target::Perhaps(agent) if here && (agent.as_str().contains('.') || services::is_of_the_hub(method)) => Ok(None),
+        Target::Absent if here => Ok(None),
+        Target::Perhaps(agent) => Err(unknown(&agent, shared, method)),
         Target::Absent => Err(Status::invalid_argument(format!("no agent is named: {}", advice(suffix)))),
     }
+}
+
+/// That there is no such agent.
+fn unknown(agent: &AgentId, shared: &Shared, method: &str) -> Status {
+    // Of reflection, NOT_FOUND would mean that the agent does not know the symbol.
+    let code = if services::is_reflection(method) { Code::InvalidArgument } else { Code::NotFound };
+    Status::new(code, format!("there is no agent `{agent}`: {}", advice(shared.suffix.as_deref())))
 }
 
 /// Why there is no tunnel, as this caller may know it: who may not call an agent is not told whether there is one.
@@ -187,9 +199,7 @@ fn explain(status: Status, shared: &Shared, caller: &Caller, agent: &AgentId, me
         return caller.denied(agent, method);
     }
     match cause {
-        DialError::NotConnected { .. } => {
-            Status::not_found(format!("there is no agent `{agent}`: {}", advice(shared.suffix.as_deref())))
-        }
+        DialError::NotConnected { .. } => unknown(agent, shared, method),
         _ => status,
     }
 }
@@ -259,16 +269,16 @@ async fn serve_here(
 }
 
 /// A call to an agent.
-struct Exchange {
+struct Exchange<'a> {
     placed: Placed,
     deadline: Option<Instant>,
-    idle: Option<Duration>,
-    stall: Duration,
+    shared: &'a Shared,
 }
 
-impl Exchange {
+impl Exchange<'_> {
     async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let Self { placed: Placed { call, lease: _lease, mut sender }, deadline, idle, stall } = self;
+        let Self { placed: Placed { call, lease, mut sender }, deadline, shared } = self;
+        let (idle, stall, kept) = (shared.settings.idle, shared.settings.stall, &shared.held);
         let session = call.session();
         let (mut head, body) = request.into_parts();
         head.uri = address(head.uri, &session.authority);
@@ -281,7 +291,7 @@ impl Exchange {
             Ok(sent) => sent,
             Err(error) => return refuse(failed(session, error), &mut respond),
         };
-        let mut up = (!complete).then(|| Relay::new(body, stream, stall));
+        let mut up = (!complete).then(|| Relay::new(body, stream, stall, vec![kept.clone()]));
         let mut clock = Clock::new(deadline, idle);
         let answer = loop {
             tokio::select! {
@@ -317,7 +327,7 @@ impl Exchange {
         if complete {
             return;
         }
-        let mut down = Relay::new(body, stream, stall);
+        let mut down = Relay::new(body, stream, stall, vec![kept.clone(), lease.held().clone()]);
         clock.again(moved(&up));
         let status = loop {
             tokio::select! {
@@ -326,7 +336,7 @@ impl Exchange {
                     Relayed::Complete | Relayed::SinkClosed => return,
                     Relayed::Stalled => break stalled("the caller", stall),
                     Relayed::SourceFailed(error) => match error.reason().filter(|_| error.is_reset()) {
-                        Some(reason) => return down.into_sink().send_reset(reason),
+                        Some(reason) => return down.sink().send_reset(reason),
                         None => break failed(session, error),
                     },
                 },
@@ -342,7 +352,7 @@ impl Exchange {
                 },
             }
         };
-        end(down.into_sink(), &status);
+        end(down.sink(), &status);
     }
 }
 
@@ -359,7 +369,7 @@ fn moved(up: &Option<Relay>) -> u64 {
 }
 
 /// Ends an answer that has begun.
-fn end(mut stream: SendStream<Bytes>, status: &Status) {
+fn end(stream: &mut SendStream<Bytes>, status: &Status) {
     let _ = stream.send_trailers(headers_of(status)); // fails if the caller is gone
 }
 

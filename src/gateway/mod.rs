@@ -19,9 +19,18 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 pub use self::builder::{GatewayBuilder, GatewayError};
+pub use self::call::CALLER_METADATA;
 pub use self::callers::{PolicyFile, PolicyFileError};
 pub use self::policy::{CallerName, Policy, PolicyError};
+pub use self::target::AGENT_METADATA;
 pub use self::tls::TlsError;
+
+/// The hub's own API, as the gateway serves it: messages, and a client for any tonic channel. `proto/hub.proto` says what
+/// they mean.
+#[allow(clippy::use_self, missing_docs, unreachable_pub)]
+pub mod proto {
+    include!("../../proto/gen/dialback.v1.rs");
+}
 
 /// How far a gateway is with ending; it never goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,9 +58,10 @@ enum Stage {
 /// ```
 ///
 /// # Naming an agent
-/// A call is for the agent that its metadata `dialback-agent` names, or its authority: `<id>.<suffix>`, or the id alone
-/// where no agent of that name could be mistaken for the gateway itself. An absent or ambiguous name is answered
-/// INVALID_ARGUMENT, an unknown one NOT_FOUND, and an agent that is away UNAVAILABLE with the time since when.
+/// A call is for the agent that its metadata `dialback-agent` names ([`AGENT_METADATA`]), or its authority: `<id>.<suffix>`,
+/// or the id alone. `localhost`, an address and the suffix itself name no agent, and neither does a name with dots that no
+/// agent has. An absent or ambiguous name is answered INVALID_ARGUMENT, an unknown one NOT_FOUND, and an agent that is away
+/// UNAVAILABLE with the time since when.
 ///
 /// # What is passed on
 /// Everything, in both directions and as it comes: messages, headers, trailers, resets. A deadline holds here too. Removed
@@ -60,7 +70,7 @@ enum Stage {
 /// sender wait, and one that takes nothing for 30 s loses its call, and that alone.
 ///
 /// # The gateway's own services
-/// `dialback.v1.Hub`, and without a target `grpc.health.v1.Health` and `grpc.reflection`. Health is asked of
+/// `dialback.v1.Hub` ([`proto`]), and without a target `grpc.health.v1.Health` and `grpc.reflection`. Health is asked of
 /// the gateway with an empty service name, and of an agent with its id. With a target, health and reflection are the
 /// agent's.
 ///
@@ -91,7 +101,7 @@ impl Gateway {
     }
 
     /// Ends the gateway politely: takes no new connections, tells every client to send no more calls (GOAWAY), and waits
-    /// for those in flight, for `grace` at most.
+    /// for those in flight, for `grace` at most. Shut the hub down after it, not before.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the gateway draining; call it again, or drop the gateway, to end it.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use http::{Request, Response};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -18,22 +18,19 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tower_service::Service;
 
+use super::Stage;
 use super::call::Caller;
-use super::services::pb::hub_server::{Hub, HubServer};
-use super::services::pb::watch_agents_response::Event;
+use super::proto as pb;
+use super::proto::hub_server::{Hub, HubServer};
+use super::proto::watch_agents_response::Event;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
 use crate::hub::{EventsError, HubEvent, HubEvents, Registry, Selector, TunnelInfo};
 use crate::id::AgentId;
 use crate::ssh::Session;
 
-/// What `proto/hub.proto` says.
-#[allow(clippy::use_self, missing_docs, unreachable_pub)]
-pub(super) mod pb {
-    include!("../../proto/gen/dialback.v1.rs");
-    /// The same, for reflection.
-    pub(super) const DESCRIPTORS: &[u8] = include_bytes!("../../proto/gen/dialback.v1.bin");
-}
+/// What `proto/hub.proto` says, for reflection.
+const DESCRIPTORS: &[u8] = include_bytes!("../../proto/gen/dialback.v1.bin");
 
 /// Messages that a client of a stream may be behind; then the stream waits, and catches up by a snapshot.
 const BEHIND: usize = 16;
@@ -47,15 +44,15 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) fn new(registry: Arc<Registry>) -> Self {
+    pub(super) fn new(registry: Arc<Registry>, stage: watch::Receiver<Stage>) -> Self {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let mut by_name = BTreeMap::new();
-        by_name.insert("dialback.v1.Hub", served(HubServer::new(HubService(registry.clone()))));
-        by_name.insert("grpc.health.v1.Health", served(HealthServer::new(HealthService(registry))));
+        by_name.insert("dialback.v1.Hub", served(HubServer::new(HubService(registry.clone(), stage.clone()))));
+        by_name.insert("grpc.health.v1.Health", served(HealthServer::new(HealthService(registry, stage))));
         // The descriptors are part of this crate, and a test has seen them pass.
         if let (Ok(v1), Ok(alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
             by_name.insert("grpc.reflection.v1.ServerReflection", served(v1));
@@ -69,6 +66,21 @@ impl Services {
         let (service, _) = method.strip_prefix('/')?.split_once('/')?;
         self.by_name.get(service)
     }
+}
+
+/// Whether a method is of the hub's API, which no agent has a part in.
+pub(super) fn is_of_the_hub(method: &str) -> bool {
+    method.starts_with("/dialback.v1.Hub/")
+}
+
+pub(super) fn is_reflection(method: &str) -> bool {
+    method.starts_with("/grpc.reflection.")
+}
+
+/// Waits until the gateway shuts down; what to say then to those who would wait for ever.
+async fn farewell(stage: &mut watch::Receiver<Stage>) -> Status {
+    let _ = stage.wait_for(|stage| *stage > Stage::Open).await; // an error means that it is gone
+    Status::unavailable("the gateway is shutting down")
 }
 
 fn served<S>(service: S) -> Served
@@ -98,7 +110,7 @@ fn agent_id(text: &str) -> Result<AgentId, Status> {
     text.parse().map_err(|error: crate::id::InvalidAgentId| Status::invalid_argument(error.to_string()))
 }
 
-struct HubService(Arc<Registry>);
+struct HubService(Arc<Registry>, watch::Receiver<Stage>);
 
 impl HubService {
     /// The agents that a caller may see, by their ids.
@@ -191,7 +203,7 @@ impl Hub for HubService {
     ) -> Result<tonic::Response<Self::WatchAgentsStream>, Status> {
         let caller = caller_of(&request)?;
         let (sender, receiver) = mpsc::channel(BEHIND);
-        let watch = Watch { hub: Self(self.0.clone()), caller, sender, seen: BTreeSet::new() };
+        let watch = Watch { hub: Self(self.0.clone(), self.1.clone()), caller, sender, seen: BTreeSet::new() };
         // Ends when the client leaves, or the hub is gone.
         tokio::spawn(watch.run(HubEvents(self.0.events())));
         Ok(tonic::Response::new(ReceiverStream::new(receiver)))
@@ -235,6 +247,7 @@ impl Watch {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = self.sender.closed() => return,
+                status = farewell(&mut self.hub.1) => return drop(self.sender.send(Err(status)).await),
             };
             let said = match event {
                 Ok(HubEvent::Opened { agent_id, .. } | HubEvent::Ready { agent_id, .. }) => {
@@ -277,7 +290,7 @@ impl Watch {
     }
 }
 
-struct HealthService(Arc<Registry>);
+struct HealthService(Arc<Registry>, watch::Receiver<Stage>);
 
 impl HealthService {
     /// How an agent is; none if the caller may not know, or nobody does.
@@ -319,7 +332,7 @@ impl Health for HealthService {
     ) -> Result<tonic::Response<Self::WatchStream>, Status> {
         let (caller, service) = (caller_of(&request)?, request.into_inner().service);
         let (sender, receiver) = mpsc::channel(BEHIND);
-        let registry = self.0.clone();
+        let (registry, mut stage) = (self.0.clone(), self.1.clone());
         let mut events = HubEvents(registry.events());
         // Ends when the client leaves, or the hub is gone.
         tokio::spawn(async move {
@@ -335,6 +348,7 @@ impl Health for HealthService {
                     let event = tokio::select! {
                         event = events.next() => event,
                         () = sender.closed() => return,
+                        status = farewell(&mut stage) => return drop(sender.send(Err(status)).await),
                     };
                     match event {
                         Ok(event) if event.agent_id().as_str() != service => {}

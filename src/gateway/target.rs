@@ -7,8 +7,8 @@ use http::uri::Authority;
 
 use crate::id::AgentId;
 
-/// The metadata that names the agent.
-pub(super) const AGENT_HEADER: &str = "dialback-agent";
+/// The metadata by which a call names its agent.
+pub const AGENT_METADATA: &str = "dialback-agent";
 
 /// What a request says of its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(super) fn target(
     suffix: Option<&str>,
 ) -> Result<Target, BadTarget> {
     let by_authority = authority.map_or(Target::Absent, |authority| in_authority(authority.host(), suffix));
-    let named = headers.get_all(AGENT_HEADER);
+    let named = headers.get_all(AGENT_METADATA);
     let mut values = named.iter();
     let Some(first) = values.next() else { return Ok(by_authority) };
     let more = values.count();
@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn read(named: &[&str], authority: &str, suffix: Option<&str>) -> Result<Target, BadTarget> {
-        let headers = named.iter().map(|value| (AGENT_HEADER.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers = named.iter().map(|value| (AGENT_METADATA.parse().unwrap(), value.parse().unwrap())).collect();
         target(&headers, authority.parse().ok().as_ref(), suffix)
     }
 

@@ -9,6 +9,7 @@ use h2::client::{self, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::sync::OnceCell;
 
+use super::held::Held;
 use crate::connector::DialError;
 use crate::ssh::{Session, TunnelIo};
 use crate::tuning;
@@ -22,7 +23,7 @@ const CALLS_AT_FIRST: usize = 100;
 /// The connections of one tunnel, in the order in which they were made.
 ///
 /// The first is made by the first call, by one of several that come at once; each further one when all before it are
-/// full. One that has ended is replaced by the next call.
+/// full, or have half their window taken by slow readers. One that has ended is replaced by the next call.
 #[derive(Default)]
 pub(crate) struct Connections(Mutex<Vec<Arc<Connection>>>);
 
@@ -35,10 +36,18 @@ struct Connection {
     usage: Arc<Usage>,
 }
 
-#[derive(Default)]
 struct Usage {
     calls: AtomicUsize,
     ended: AtomicBool,
+    /// What is kept for slow readers of its calls: window that the others lack.
+    held: Arc<Held>,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        let held = Arc::new(Held::new(tuning::HTTP2_CONNECTION_WINDOW as usize / 2));
+        Self { calls: AtomicUsize::new(0), ended: AtomicBool::new(false), held }
+    }
 }
 
 impl Connection {
@@ -47,7 +56,7 @@ impl Connection {
             Some(sender) => sender.current_max_send_streams().clamp(1, CALLS_PER_CONNECTION),
             None => CALLS_AT_FIRST,
         };
-        self.usage.calls.load(Ordering::Relaxed) < allowed
+        self.usage.calls.load(Ordering::Relaxed) < allowed && !self.usage.held.is_over()
     }
 }
 
@@ -58,6 +67,12 @@ impl Lease {
     fn new(connection: &Arc<Connection>) -> Self {
         connection.usage.calls.fetch_add(1, Ordering::Relaxed);
         Self(connection.clone())
+    }
+
+    /// What is kept for slow readers of the connection's calls.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn held(&self) -> &Arc<Held> {
+        &self.0.usage.held
     }
 }
 

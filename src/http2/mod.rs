@@ -3,6 +3,7 @@
 mod body;
 mod connection;
 mod headers;
+mod held;
 mod placed;
 #[cfg(feature = "gateway")]
 mod relay;
@@ -11,6 +12,8 @@ mod upload;
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
+#[cfg(feature = "gateway")]
+pub(crate) use self::held::Held;
 pub(crate) use self::placed::{Placed, address, failed};
 #[cfg(feature = "gateway")]
 pub(crate) use self::relay::{Relay, Relayed};

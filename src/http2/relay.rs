@@ -2,11 +2,13 @@
 //!
 //! What arrives is taken out of h2 at once and kept here, small frames together: h2 ends a *whole connection* for small
 //! frames that nobody takes. The sender gets its window back only for what has gone on, so that it waits when the receiver
-//! does, and what is kept here is never more than the window that it was given.
+//! does, and what is kept here is never more than the window that it was given. All that is kept is counted ([`Held`]):
+//! where there is too much of it, whoever has taken nothing for a second loses its call.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,11 +17,16 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
+use super::held::Held;
+
 /// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
 const SMALL: usize = 1024;
 
 /// The most that is copied together.
 const TOGETHER: usize = 16 * 1024;
+
+/// How long a receiver may take nothing where too much is kept.
+const PRESSED: Duration = Duration::from_secs(1);
 
 /// How one direction of a call ended.
 #[derive(Debug)]
@@ -44,13 +51,17 @@ pub(crate) struct Relay {
     data_done: bool,
     /// How long the receiver may take nothing while something waits for it.
     patience: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// Since when it takes nothing, and when to look again.
+    stalled: Option<(Instant, Pin<Box<Sleep>>)>,
     moved: u64,
+    /// Where what is kept is counted.
+    held: Vec<Arc<Held>>,
 }
 
 impl Relay {
-    pub(crate) fn new(source: RecvStream, sink: SendStream<Bytes>, patience: Duration) -> Self {
-        Self { source, sink, queue: Queue::default(), end: None, data_done: false, patience, stalled: None, moved: 0 }
+    pub(crate) fn new(source: RecvStream, sink: SendStream<Bytes>, patience: Duration, held: Vec<Arc<Held>>) -> Self {
+        let queue = Queue::default();
+        Self { source, sink, queue, end: None, data_done: false, patience, stalled: None, moved: 0, held }
     }
 
     /// How much has gone on, to see whether there was more.
@@ -59,15 +70,29 @@ impl Relay {
     }
 
     /// The stream to the receiver, to end it otherwise.
-    pub(crate) fn into_sink(self) -> SendStream<Bytes> {
-        self.sink
+    pub(crate) fn sink(&mut self) -> &mut SendStream<Bytes> {
+        &mut self.sink
+    }
+
+    /// So much more is kept.
+    fn keep(&self, len: usize) {
+        self.held.iter().for_each(|held| held.add(len));
+    }
+
+    /// So much is kept no more.
+    fn let_go(&self, len: usize) {
+        self.held.iter().for_each(|held| held.remove(len));
     }
 
     /// Takes all that has come.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         while !self.data_done {
             match ready!(self.source.poll_data(cx)) {
-                Some(data) => self.queue.push(data?),
+                Some(data) => {
+                    let data = data?;
+                    self.keep(data.len());
+                    self.queue.push(data);
+                }
                 None => self.data_done = true,
             }
         }
@@ -91,6 +116,7 @@ impl Relay {
             }
             let data = self.queue.pop(room);
             let len = data.len();
+            self.let_go(len);
             let last = self.queue.is_empty() && matches!(self.end, Some(None));
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);
@@ -119,9 +145,25 @@ impl Relay {
         if self.sink.poll_reset(cx).is_ready() {
             return Poll::Ready(Relayed::SinkClosed);
         }
-        let until = Instant::now() + self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        stalled.as_mut().poll(cx).map(|()| Relayed::Stalled)
+        let (since, mut look) = self.stalled.take().unwrap_or_else(|| {
+            let now = Instant::now();
+            (now, Box::pin(tokio::time::sleep_until(now + PRESSED.min(self.patience))))
+        });
+        while look.as_mut().poll(cx).is_ready() {
+            let patience = if self.held.iter().any(|held| held.is_over()) { PRESSED } else { Duration::MAX };
+            if since.elapsed() >= patience.min(self.patience) {
+                return Poll::Ready(Relayed::Stalled);
+            }
+            look.as_mut().reset(Instant::now() + PRESSED.min(self.patience));
+        }
+        self.stalled = Some((since, look));
+        Poll::Pending
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.let_go(self.queue.len());
     }
 }
 
@@ -167,6 +209,10 @@ impl Queue {
         if !self.together.is_empty() {
             self.chunks.push_back(self.together.split().freeze());
         }
+    }
+
+    fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.together.len()
     }
 
     fn is_empty(&self) -> bool {

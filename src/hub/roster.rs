@@ -306,6 +306,7 @@ impl<T: Candidate> Roster<T> {
         self.members.values().map(|member| &member.newcomer.handle)
     }
 
+    #[cfg(feature = "gateway")]
     /// The tunnels of one agent, oldest first.
     pub(crate) fn handles_of(&self, agent: &AgentId) -> impl Iterator<Item = &T> {
         let ids = self.agents.get(agent).into_iter().flatten();
@@ -321,6 +322,7 @@ impl<T: Candidate> Roster<T> {
         self.agents.contains_key(agent)
     }
 
+    #[cfg(feature = "gateway")]
     /// Whether an agent has been seen lately: it has a tunnel, or its goodbye is remembered.
     pub(crate) fn knows(&self, agent: &AgentId) -> bool {
         self.agents.contains_key(agent) || self.gone.contains_key(agent)

@@ -174,6 +174,7 @@ impl Session {
     }
 
     /// Whether it has been offered to be called, and may be.
+    #[cfg(feature = "gateway")]
     pub(crate) fn is_ready(&self) -> bool {
         self.labels.get().is_some() && !self.is_draining() && !self.is_closed()
     }
