@@ -67,10 +67,14 @@ pub const HTTP2_MAX_CONCURRENT_STREAMS: u32 = 256;
 /// send more resets.
 pub const HTTP2_MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Streams that the peer opened and reset before we looked at them: at most 20 at a time, then the connection is
-/// ended. h2's default, set so that it cannot change unnoticed; the defence against
-/// [rapid reset](https://www.cve.org/CVERecord?id=CVE-2023-44487). Raising it lets a peer queue more work for free.
-pub const HTTP2_MAX_PENDING_ACCEPT_RESETS: usize = 20;
+/// Streams that the peer opened and reset before we looked at them: at most 1000 at a time, then the connection is ended.
+/// h2's own: 20.
+///
+/// The defence against [rapid reset](https://www.cve.org/CVERecord?id=CVE-2023-44487). A program that cancels a group of
+/// calls at once, when the first of them fails, resets as many as it has just begun; with 20 it would lose its connection,
+/// and through a gateway those of others their calls. Raising it lets a peer queue more work for free: each may cost its
+/// headers.
+pub const HTTP2_MAX_PENDING_ACCEPT_RESETS: usize = 1000;
 
 /// Cancelled calls a client remembers, so that what was still on its way for them is ignored: 4096. h2's own: 50.
 ///

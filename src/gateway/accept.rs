@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::server::{self, Connection};
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -182,25 +183,27 @@ async fn serve(
         .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
         .max_pending_accept_reset_streams(tuning::HTTP2_MAX_PENDING_ACCEPT_RESETS)
         .max_send_buffer_size(SEND_BUFFER)
-        .handshake::<_, Bytes>(stream);
+        .handshake::<_, Bytes>(tokio::io::BufStream::with_capacity(64 << 10, 64 << 10, stream));
     let mut connection: Connection<_, Bytes> = timeout(GREETING, handshake).await??;
     let silent = keep_alive(connection.ping_pong());
     tokio::pin!(silent);
     let client = Arc::new(client);
-    // Dropping it cuts them off, which cancels them at their agents.
-    let mut calls = JoinSet::new();
+    // They share this task: what arrives for one goes on without a switch of tasks. Dropping it cuts them off, which
+    // cancels them at their agents.
+    let mut calls = FuturesUnordered::new();
     let mut draining = false;
     loop {
         tokio::select! {
             biased;
+            // First, so that what they send leaves with the same turn of the connection.
+            Some(()) = calls.next() => {}
             accepted = connection.accept() => match accepted {
                 Some(accepted) => {
                     let (request, respond) = accepted?;
-                    calls.spawn(call::serve(shared.clone(), client.clone(), request, respond));
+                    calls.push(call::serve(shared.clone(), client.clone(), request, respond));
                 }
                 None => return Ok(()),
             },
-            Some(_) = calls.join_next() => {}
             () = reached(&mut stage, Stage::Draining), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();

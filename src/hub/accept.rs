@@ -118,13 +118,13 @@ async fn connection(
     }
     let login = watch::Sender::new(Progress::Nothing);
     let mut progress = login.subscribe();
-    let serving = ssh::serve(stream, local, Some(peer), door, login);
+    // A future that is moved keeps its room twice, for as long as the tunnel lives.
+    let mut serving = Box::pin(ssh::serve(stream, local, Some(peer), door, login));
     let admitted = async {
         reached(&mut progress, Progress::Begun).await;
         ticket.begins();
         reached(&mut progress, Progress::Done).await;
     };
-    tokio::pin!(serving);
     let turned = tokio::select! {
         ended = &mut serving => ended,
         _ = leave => return tracing::debug!(%peer, "unauthenticated connection gave way to others"),

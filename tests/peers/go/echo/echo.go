@@ -67,8 +67,8 @@ func (c Client) Unary(ctx context.Context, data []byte, opts ...grpc.CallOption)
 }
 
 // Download starts a server stream.
-func (c Client) Download(ctx context.Context) (Stream, error) {
-	stream, err := c.Conn.NewStream(ctx, &download, "/"+name+"/Download")
+func (c Client) Download(ctx context.Context, opts ...grpc.CallOption) (Stream, error) {
+	stream, err := c.Conn.NewStream(ctx, &download, "/"+name+"/Download", opts...)
 	if err != nil {
 		return Stream{}, err
 	}
@@ -79,14 +79,14 @@ func (c Client) Download(ctx context.Context) (Stream, error) {
 }
 
 // Upload starts a client stream.
-func (c Client) Upload(ctx context.Context) (Stream, error) {
-	stream, err := c.Conn.NewStream(ctx, &upload, "/"+name+"/Upload")
+func (c Client) Upload(ctx context.Context, opts ...grpc.CallOption) (Stream, error) {
+	stream, err := c.Conn.NewStream(ctx, &upload, "/"+name+"/Upload", opts...)
 	return Stream{stream}, err
 }
 
 // Chat starts a stream both ways.
-func (c Client) Chat(ctx context.Context) (Stream, error) {
-	stream, err := c.Conn.NewStream(ctx, &chat, "/"+name+"/Chat")
+func (c Client) Chat(ctx context.Context, opts ...grpc.CallOption) (Stream, error) {
+	stream, err := c.Conn.NewStream(ctx, &chat, "/"+name+"/Chat", opts...)
 	return Stream{stream}, err
 }
 

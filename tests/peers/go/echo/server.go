@@ -20,6 +20,8 @@ import (
 type Server struct {
 	// Cancelled is told of each call whose caller left before its end, with the method's name.
 	Cancelled func(method string)
+	// Hanging is told of each call that will not end of itself, with the method's name.
+	Hanging func(method string)
 }
 
 // Register adds the service to a gRPC server.
@@ -34,6 +36,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 			if err != nil {
 				return err
 			}
+			s.tell(plan, method)
 			return handler(stream, plan)
 		}
 	}
@@ -52,6 +55,12 @@ func (s *Server) watch(ctx context.Context, method string) {
 	}
 }
 
+func (s *Server) tell(plan plan, method string) {
+	if plan.hang && s.Hanging != nil {
+		s.Hanging(method)
+	}
+}
+
 func (s *Server) unary(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 	defer s.watch(ctx, "Unary")
 	var message wrapperspb.BytesValue
@@ -62,6 +71,7 @@ func (s *Server) unary(_ any, ctx context.Context, decode func(any) error, _ grp
 	if err != nil {
 		return nil, err
 	}
+	s.tell(plan, "Unary")
 	// A header would make a refusal more than trailers.
 	if plan.status == nil {
 		if err := grpc.SetHeader(ctx, plan.returned); err != nil {

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"log"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"dialback.test/peers/checks"
 	"dialback.test/peers/echo"
 	"dialback.test/peers/tunnel"
 )
@@ -31,7 +31,7 @@ func main() {
 	authorized := flag.String("authorized-key", "", "the agent's public `key`, as an OpenSSH line")
 	mode := flag.String("mode", "private", "how channels are opened: `private` (type grpc-tunnel, at once) or "+
 		"streamlocal (as sshd does, when the agent has asked for it)")
-	names := flag.String("checks", strings.Join(checkNames(), ","), "the `checks` to run, in this order")
+	names := flag.String("checks", strings.Join(checks.Names(checks.All), ","), "the `checks` to run, in this order")
 	patience := flag.Duration("timeout", time.Minute, "for everything")
 	flag.Parse()
 	log.SetFlags(0)
@@ -94,7 +94,7 @@ func run(address, authorized, mode string, names []string) error {
 		return err
 	}
 	defer client.Close()
-	return runChecks(echo.Client{Conn: client}, names)
+	return checks.Run(echo.Client{Conn: client}, checks.All, names)
 }
 
 func serverConfig(authorized string) (*ssh.ServerConfig, error) {
@@ -145,27 +145,4 @@ func awaitForward(requests <-chan *ssh.Request) error {
 		return nil
 	}
 	return errors.New("the agent left before it asked to be dialled back")
-}
-
-func runChecks(client echo.Client, names []string) error {
-	failed := 0
-	for _, name := range names {
-		index := slices.IndexFunc(checks, func(c check) bool { return c.name == name })
-		if index < 0 {
-			return fmt.Errorf("no check is called %q", name)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		err := checks[index].run(ctx, client)
-		cancel()
-		if err != nil {
-			failed++
-			fmt.Printf("FAIL %s: %s\n", name, strings.ReplaceAll(err.Error(), "\n", "; "))
-			continue
-		}
-		fmt.Println("ok", name)
-	}
-	if failed > 0 {
-		return fmt.Errorf("%d of %d checks failed", failed, len(names))
-	}
-	return nil
 }

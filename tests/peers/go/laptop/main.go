@@ -1,7 +1,8 @@
 // Laptop is an agent in Go: it dials a hub, authenticates, asks to be dialled back at /grpc-tunnel, and serves Echo there
 // with grpc-go.
 //
-// It prints "ready" when the hub may call, "cancelled METHOD" for each call whose caller left, and "closed: WHY" at its end.
+// It prints "ready" when the hub may call, "hanging METHOD" for each call that was told not to end, "cancelled METHOD" for
+// each call whose caller left, and "closed: WHY" at its end. It takes gzip, and answers with it who used it.
 package main
 
 import (
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"google.golang.org/grpc"
+	_ "google.golang.org/grpc/encoding/gzip"
 
 	"dialback.test/peers/echo"
 	"dialback.test/peers/tunnel"
@@ -98,7 +100,10 @@ func serve(conn connection) error {
 	fmt.Println("ready")
 
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(echo.MaxMessage))
-	service := echo.Server{Cancelled: func(method string) { fmt.Println("cancelled", method) }}
+	service := echo.Server{
+		Cancelled: func(method string) { fmt.Println("cancelled", method) },
+		Hanging:   func(method string) { fmt.Println("hanging", method) },
+	}
 	service.Register(server)
 	// It fails when the SSH connection ends, and only then: why is told by the connection.
 	_ = server.Serve(listener)
