@@ -54,6 +54,12 @@ pub const HTTP2_CONNECTION_WINDOW: u32 = 28 << 20;
 /// Raising it towards [`HTTP2_CONNECTION_WINDOW`] leaves less for the others when one call is not read.
 pub const HTTP2_STREAM_WINDOW: u32 = 24 << 20;
 
+/// The largest DATA frame that this crate's own HTTP/2 connections accept: 64,512 bytes. HTTP/2's own: 16 KiB.
+///
+/// A frame and its head fit into one SSH packet, so that what a peer sends in bulk comes in a quarter of the frames. Above
+/// this each frame would leave a packet that carries a few bytes.
+pub const HTTP2_MAX_FRAME_SIZE: u32 = 63 << 10;
+
 /// Calls that a peer may have open on one connection: 256. tonic's own: no limit; more calls wait at the caller.
 ///
 /// Each costs the server a task and its decode buffer, up to the service's `max_decoding_message_size` (4 MiB): the

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::server::{self, Connection};
 use h2::{Ping, PingPong};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,6 +31,9 @@ const GREETING: Duration = Duration::from_secs(10);
 
 /// What h2 may keep of one call's data that the client's socket does not take.
 const SEND_BUFFER: usize = 128 << 10;
+
+/// What is gathered for one write to the client's socket: h2 makes one for each frame.
+const GATHERED: usize = 64 << 10;
 
 /// How HTTP/2 begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -178,12 +181,13 @@ async fn serve(
     let handshake = server::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
+        .max_frame_size(tuning::HTTP2_MAX_FRAME_SIZE)
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(settings.max_header_list)
         .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
         .max_pending_accept_reset_streams(tuning::HTTP2_MAX_PENDING_ACCEPT_RESETS)
         .max_send_buffer_size(SEND_BUFFER)
-        .handshake::<_, Bytes>(tokio::io::BufStream::with_capacity(64 << 10, 64 << 10, stream));
+        .handshake::<_, Bytes>(BufWriter::with_capacity(GATHERED, stream));
     let mut connection: Connection<_, Bytes> = timeout(GREETING, handshake).await??;
     let silent = keep_alive(connection.ping_pong());
     tokio::pin!(silent);

@@ -27,7 +27,7 @@ pub use self::tls::TlsError;
 
 /// The hub's own API, as the gateway serves it: messages, and a client for any tonic channel. `proto/hub.proto` says what
 /// they mean.
-#[allow(clippy::use_self, missing_docs, unreachable_pub)]
+#[allow(clippy::missing_errors_doc, clippy::use_self, missing_docs, unreachable_pub)]
 pub mod proto {
     include!("../../proto/gen/dialback.v1.rs");
 }

@@ -145,6 +145,7 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
         .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
         .reset_stream_duration(tuning::HTTP2_REMEMBER_RESETS_FOR)
         .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
+        .max_frame_size(tuning::HTTP2_MAX_FRAME_SIZE)
         .initial_max_send_streams(CALLS_AT_FIRST)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)

@@ -40,7 +40,7 @@ pub struct Line {
     pub client: EchoClient<AnyChannel>,
     way: Way,
     #[cfg(feature = "gateway")]
-    pub gateway: Option<dialback::gateway::Gateway>,
+    _gateway: Option<dialback::gateway::Gateway>,
 }
 
 impl Way {
@@ -62,7 +62,7 @@ impl Way {
                 dialback::gateway::Gateway::builder(&rig.hub).bind("127.0.0.1:0").await.expect("bind gateway");
             let client = EchoClient::new(tonics(crate::common::gateway::channel(&gateway).await));
             let client = client.max_decoding_message_size(64 << 20);
-            return Line { rig, client, way: self, gateway: Some(gateway) };
+            return Line { rig, client, way: self, _gateway: Some(gateway) };
         }
         let channel = match self {
             Self::Shared | Self::Chopped => own(rig.hub.channel(AGENT).expect("an id")),
@@ -76,7 +76,7 @@ impl Way {
             rig,
             way: self,
             #[cfg(feature = "gateway")]
-            gateway: None,
+            _gateway: None,
         }
     }
 
