@@ -79,7 +79,8 @@ fn code(answer: &Answer) -> Code {
 #[tokio::test]
 async fn target_that_cannot_be_made_out_is_answered_with_how_to_name_one() {
     let (rig, gateway, client) = start().await;
-    let cases: [(&[(&str, &str)], Code, &str); 7] = [
+    type Case = (&'static [(&'static str, &'static str)], Code, &'static str);
+    let cases: [Case; 7] = [
         (&[], Code::NotFound, "there is no agent `gateway.test`: set metadata dialback-agent"),
         (
             &[("dialback-agent", "laptop-9")],
@@ -352,6 +353,48 @@ async fn resets_are_passed_on_in_every_phase() {
         let reset = soon("the agent hears", heard.recv()).await.unwrap().unwrap();
         assert_eq!(reset.expect("the agent's connection lives"), Reason::CANCEL, "{phase:?}");
     }
+}
+
+/// An agent's server may end a connection on which too many calls are reset before it has looked at them: 20, at h2's
+/// default. Others' calls are on that connection as well.
+#[tokio::test]
+async fn callers_who_cancel_in_bursts_cost_others_nothing() {
+    let (hub, _agent, gateway, client) = start_raw(
+        |gateway| gateway,
+        |request, mut respond| async move {
+            if request.uri().path() == CHAT {
+                let _stream = respond.send_response(head(), false).unwrap();
+                std::future::pending::<()>().await;
+            }
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        },
+    )
+    .await;
+    let (answer, _body) = client.begin(to_agent(CHAT)).await;
+    let mut standing = soon("the head", answer).await.unwrap().into_body();
+    for _ in 0..5 {
+        // Through the gateway, each on a connection of its own, and in process.
+        let mut bursts = Vec::new();
+        for _ in 0..15 {
+            let other = RawClient::connect(gateway.local_addr()).await;
+            let mut calls = Vec::new();
+            for _ in 0..15 {
+                calls.push(other.begin(to_agent(UNARY)).await);
+            }
+            bursts.push((other, calls));
+        }
+        let mut own = JoinSet::new();
+        for _ in 0..200 {
+            let mut client = EchoClient::new(hub.channel(AGENT).unwrap());
+            own.spawn(async move { client.unary(payload("")).await });
+        }
+        tokio::time::sleep(Duration::from_micros(300)).await;
+        own.abort_all();
+        drop(bursts);
+        while own.join_next().await.is_some() {}
+    }
+    let ended = timeout(SECOND / 2, standing.data()).await;
+    assert!(ended.is_err(), "the call that stood has ended: {ended:?}");
 }
 
 /// C6, and a limit of the gateway's own.

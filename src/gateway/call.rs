@@ -288,7 +288,7 @@ impl Exchange<'_> {
         let sent = sender.send_request(Request::from_parts(head, ()), complete);
         drop(sender);
         let (mut answer, stream) = match sent {
-            Ok(sent) => sent,
+            Ok((answer, stream)) => (lease.awaits(answer), stream),
             Err(error) => return refuse(failed(session, error), &mut respond),
         };
         let mut up = (!complete).then(|| Relay::new(body, stream, stall, vec![kept.clone()]));

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use h2::client::{self, SendRequest};
+use h2::client::{self, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::sync::OnceCell;
 
+use super::awaited::{Awaited, Resets};
 use super::held::Held;
 use crate::connector::DialError;
 use crate::ssh::{Session, TunnelIo};
@@ -41,12 +42,13 @@ struct Usage {
     ended: AtomicBool,
     /// What is kept for slow readers of its calls: window that the others lack.
     held: Arc<Held>,
+    resets: Arc<Resets>,
 }
 
 impl Default for Usage {
     fn default() -> Self {
         let held = Arc::new(Held::new(tuning::HTTP2_CONNECTION_WINDOW as usize / 2));
-        Self { calls: AtomicUsize::new(0), ended: AtomicBool::new(false), held }
+        Self { calls: AtomicUsize::new(0), ended: AtomicBool::new(false), held, resets: Arc::default() }
     }
 }
 
@@ -67,6 +69,11 @@ impl Lease {
     fn new(connection: &Arc<Connection>) -> Self {
         connection.usage.calls.fetch_add(1, Ordering::Relaxed);
         Self(connection.clone())
+    }
+
+    /// Waits for a call's answer.
+    pub(crate) fn awaits(&self, answer: ResponseFuture) -> Awaited {
+        Awaited::new(answer, self.0.usage.resets.clone())
     }
 
     /// What is kept for slow readers of the connection's calls.
@@ -161,6 +168,7 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
                     ended = driver => if let Err(error) = ended {
                         tracing::debug!(%error, "connection for own calls ended");
                     },
+                    () = usage.resets.pace() => {}
                     () = silent => tracing::warn!(agent = %session.agent, "connection for own calls ended: no answer to a ping"),
                 }
                 usage.ended.store(true, Ordering::Release);

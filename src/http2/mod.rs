@@ -1,5 +1,6 @@
 //! HTTP/2 calls through a tunnel, on h2 itself: who owns each stream's queue decides what a slow reader costs.
 
+mod awaited;
 mod body;
 mod connection;
 mod headers;
