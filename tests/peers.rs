@@ -26,7 +26,7 @@ async fn go_hub_calls_go_laptop() {
     laptop.line("ready").await;
     let (status, said) = hub.finish().await;
     assert!(status.success(), "{said:#?}");
-    assert_eq!(said.iter().filter(|line| line.starts_with("ok ")).count(), 10, "{said:#?}");
+    assert_eq!(said.iter().filter(|line| line.starts_with("ok ")).count(), 22, "{said:#?}");
     laptop.line("closed: ").await;
 }
 
