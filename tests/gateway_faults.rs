@@ -19,10 +19,16 @@ use common::{
     echo::{Echo, payload, pb::echo_client::EchoClient, steered},
     faults::{alone, until},
     gateway::{channel, channel_at},
+    http2::{RawClient, framed, with},
     rig::{AGENT, serve, soon},
 };
-use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, PrivateKey, gateway::Gateway};
-use tokio::task::{JoinHandle, JoinSet};
+use dialback::{
+    Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, PrivateKey, gateway::Gateway, tuning::HTTP2_STREAM_WINDOW,
+};
+use tokio::{
+    net::TcpStream,
+    task::{JoinHandle, JoinSet},
+};
 use tonic::{Code, Status, transport::Channel};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -96,6 +102,52 @@ async fn streams_through(bytes: usize) {
     let grown = most.load(Ordering::Relaxed).saturating_sub(before);
     eprintln!("{} MiB down and up in {:?}: {} KiB more", bytes >> 20, begun.elapsed(), grown >> 10);
     assert!(grown < 32 << 20, "the hub's memory grew by {grown} bytes");
+}
+
+/// C1: a caller who reads nothing costs the hub one window, and others' calls go on.
+#[tokio::test]
+async fn unread_stream_costs_the_hub_one_window() {
+    let keys = Keys::new();
+    let mut role = keys.hub_process("127.0.0.1:0");
+    role.push((GATEWAY, "1".into()));
+    let mut hub = child::start(role);
+    let address = hub.line("hub ").await;
+    let gateway: SocketAddr = hub.line("gateway ").await.parse().unwrap();
+    let agent = keys.agent().connect(&*address).await.unwrap();
+    let echo = Echo::default();
+    let _server = serve(&echo, agent.incoming());
+    hub.line("agent ready").await;
+    let id = hub.id().unwrap();
+    let mut client = EchoClient::new(channel_at(gateway, AGENT).await);
+    let p99 = async |client: &mut EchoClient<Channel>| {
+        let mut times = Vec::new();
+        for _ in 0..300 {
+            let begun = Instant::now();
+            soon("an answer", client.unary(payload("hello"))).await.expect("others go on");
+            times.push(begun.elapsed());
+        }
+        times.sort_unstable();
+        times[times.len() * 99 / 100]
+    };
+    let (alone, before) = (p99(&mut client).await, resident(id));
+    let stream = TcpStream::connect(gateway).await.unwrap();
+    let deaf = RawClient::over(stream, |builder| builder.initial_window_size(65_535)).await;
+    let flood = [("dialback-agent", AGENT), ("echo-count", "100000"), ("echo-size", "65536")];
+    let (answer, mut body) = deaf.begin(with("/dialback.echo.v1.Echo/Download", &flood)).await;
+    body.send_data(framed(b""), true).unwrap();
+    let _unread = soon("the head", answer).await.unwrap();
+    let beside = p99(&mut client).await;
+    let mut written = 0;
+    soon("the writer's rest", async {
+        while written == 0 || echo.answered() > written {
+            written = echo.answered();
+            tokio::time::sleep(SECOND / 2).await;
+        }
+    })
+    .await;
+    let grown = resident(id).saturating_sub(before);
+    eprintln!("C1: {} KiB more; p99 {alone:?} alone, {beside:?} beside the unread stream", grown >> 10);
+    assert!(grown <= HTTP2_STREAM_WINDOW as usize + (8 << 20), "the hub's memory grew by {grown} bytes");
 }
 
 #[tokio::test]
