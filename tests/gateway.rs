@@ -695,6 +695,13 @@ methods = ["*"]
     let (there, nowhere) = (call(Some("o-token"), AGENT, UNARY).await, call(Some("o-token"), "laptop-9", UNARY).await);
     assert_eq!(there.grpc().1.replace(AGENT, "X"), nowhere.grpc().1.replace("laptop-9", "X"));
 
+    for authority in [AGENT, "laptop-9"] {
+        let mut request = Request::post(format!("http://{authority}{UNARY}")).body(()).unwrap();
+        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        request.headers_mut().insert("authorization", bearer("o-token").parse().unwrap());
+        assert_eq!(code(&client.call(request, b"").await.unwrap()), Code::PermissionDenied, "{authority}");
+    }
+
     // The hub's own services are held to it as well.
     let list = |answer: &Answer| answer.data.len();
     let answer = call_here(&client, Some("b-token"), "/dialback.v1.Hub/ListAgents").await;

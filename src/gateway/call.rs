@@ -3,6 +3,7 @@
 use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,8 +22,9 @@ use super::services;
 use super::target::{self, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of};
-use crate::hub::{Selector, ToAgents};
+use crate::hub::{Registry, Selector, ToAgents};
 use crate::id::AgentId;
+use crate::labels::Labels;
 use crate::ssh::Session;
 
 /// The metadata by which an agent learns the name of the caller, by the gateway's policy. Nobody else can set it.
@@ -48,12 +50,19 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn may(&self, agent: &AgentId, labels: &crate::labels::Labels, method: &str) -> bool {
+    pub(super) fn may(&self, agent: &AgentId, labels: &Labels, method: &str) -> bool {
         match (&self.policy, &self.name) {
             (None, _) => true,
             (Some(policy), Some(name)) => policy.allows(name, agent.as_str(), labels, method),
             (Some(_), None) => false,
         }
+    }
+
+    /// Whether there is such an agent, for a caller who may know.
+    fn may_know(&self, agent: &AgentId, registry: &Registry, method: &str) -> bool {
+        let visible = |session: &Arc<Session>| self.may(agent, session.labels(), method);
+        registry.sessions_of(agent).iter().any(visible)
+            || (registry.knows(agent) && self.may(agent, &Labels::new(), method))
     }
 
     pub(super) fn denied(&self, agent: &AgentId, method: &str) -> Status {
@@ -84,7 +93,7 @@ pub(super) async fn serve(
         let text = "the path is not /package.Service/Method, without escapes and without a query";
         return refuse(Status::invalid_argument(text), &mut respond);
     }
-    let target = match choose(&shared, &head) {
+    let target = match choose(&shared, &caller, &head) {
         Ok(Some(agent)) => agent,
         Ok(None) => return serve_here(&shared, caller, Request::from_parts(head, body), respond, deadline).await,
         Err(status) => return refuse(status, &mut respond),
@@ -96,9 +105,11 @@ pub(super) async fn serve(
         let value = HeaderValue::from_str(name.as_str()).unwrap_or(HeaderValue::from_static("")); // it is plain ASCII
         head.headers.insert(CALLER_METADATA, value);
     }
-    let admits = |session: &Session| match caller.may(&target, session.labels(), &method) {
-        true => Ok(()),
-        false => Err(caller.denied(&target, &method)),
+    let admitted = AtomicBool::new(false);
+    let admits = |session: &Session| {
+        let may = caller.may(&target, session.labels(), &method);
+        admitted.store(may, Ordering::Relaxed);
+        if may { Ok(()) } else { Err(caller.denied(&target, &method)) }
     };
     let route = ToAgents { registry: shared.registry.clone(), wanted: Selector::Agent(target.clone()) };
     let placed = tokio::select! {
@@ -113,7 +124,10 @@ pub(super) async fn serve(
             exchange.run(Request::from_parts(head, body), respond).await;
         }
         Err(status) => {
-            let status = explain(status, &shared, &caller, &target, &method);
+            let status = match admitted.into_inner() {
+                true => status,
+                false => explain(status, &shared, &caller, &target, &method),
+            };
             if matches!(status.code(), Code::PermissionDenied) {
                 let name = caller.name.as_ref().map(CallerName::as_str);
                 tracing::warn!(peer = %client.peer, caller = name, agent = %target, method, "call denied");
@@ -165,7 +179,7 @@ fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(C
 }
 
 /// The agent that a call is for, or that it is for the gateway itself.
-fn choose(shared: &Shared, head: &http::request::Parts) -> Result<Option<AgentId>, Status> {
+fn choose(shared: &Shared, caller: &Caller, head: &http::request::Parts) -> Result<Option<AgentId>, Status> {
     let suffix = shared.suffix.as_deref();
     let target = target::target(&head.headers, head.uri.authority(), suffix);
     let target = target.map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -173,11 +187,17 @@ fn choose(shared: &Shared, head: &http::request::Parts) -> Result<Option<AgentId
     let here = shared.services.find(method).is_some();
     match target {
         Target::Agent(agent) => Ok(Some(agent)),
-        Target::Perhaps(agent) if shared.registry.knows(&agent) => Ok(Some(agent)),
         // A name without a dot is hardly the gateway's own: a mistyped agent must not look healthy.
-        Target::Perhaps(agent) if here && (agent.as_str().contains('.') || services::is_of_the_hub(method)) => Ok(None),
+        Target::Perhaps(agent)
+            if here
+                && (agent.as_str().contains('.') || services::is_of_the_hub(method))
+                && !caller.may_know(&agent, &shared.registry, method) =>
+        {
+            Ok(None)
+        }
+        // If there is none, the search for a tunnel says so.
+        Target::Perhaps(agent) => Ok(Some(agent)),
         Target::Absent if here => Ok(None),
-        Target::Perhaps(agent) => Err(unknown(&agent, shared, method)),
         Target::Absent => Err(Status::invalid_argument(format!("no agent is named: {}", advice(suffix)))),
     }
 }
@@ -189,13 +209,12 @@ fn unknown(agent: &AgentId, shared: &Shared, method: &str) -> Status {
     Status::new(code, format!("there is no agent `{agent}`: {}", advice(shared.suffix.as_deref())))
 }
 
-/// Why there is no tunnel, as this caller may know it: who may not call an agent is not told whether there is one.
+/// Why no tunnel was found, as this caller may know it: who may not call an agent is not told whether there is one.
 fn explain(status: Status, shared: &Shared, caller: &Caller, agent: &AgentId, method: &str) -> Status {
     let cause = std::error::Error::source(&status).and_then(|cause| cause.downcast_ref::<DialError>());
     let Some(cause) = cause else { return status };
-    // Where it is away, nobody knows its labels.
-    let absent = matches!(cause, DialError::NotConnected { .. } | DialError::Disconnected { .. });
-    if absent && !caller.may(agent, &crate::labels::Labels::new(), method) {
+    // Where there is none, nobody knows the agent's labels.
+    if !caller.may(agent, &Labels::new(), method) {
         return caller.denied(agent, method);
     }
     match cause {
