@@ -99,7 +99,10 @@ async fn exchange(placed: Placed, request: Request<Body>) -> Result<(Hold, Respo
     strip_hop_by_hop(&mut head.headers);
     head.uri = address(head.uri, &session.authority);
     let sent = sender.send_request(Request::from_parts(head, ()), body.is_end_stream());
-    let (response, stream) = sent.map_err(|error| failed(session, error))?;
+    let (response, stream) = sent.map_err(|error| {
+        lease.has_ended();
+        failed(session, error)
+    })?;
     let response = lease.awaits(response);
     let mut hold = Hold { call, _lease: lease, upload: None };
     if !body.is_end_stream() {

@@ -29,6 +29,9 @@ const REST: Duration = Duration::from_millis(100);
 /// How long a connection may take until it speaks HTTP/2.
 const GREETING: Duration = Duration::from_secs(10);
 
+/// How long a connection may do without a caller that the policy knows.
+const STRANGER: Duration = Duration::from_secs(30);
+
 /// What h2 may keep of one call's data that the client's socket does not take.
 const SEND_BUFFER: usize = 128 << 10;
 
@@ -98,7 +101,7 @@ async fn connection(
         tcp::prepare(&stream)?;
         let Some(tls) = tls else {
             return match timeout(GREETING, greeting(&stream)).await? {
-                Ok(Greeting::Http2) => serve(stream, Client { peer, names: Vec::new() }, shared, stage).await,
+                Ok(Greeting::Http2) => serve(stream, Client::new(peer, Vec::new()), shared, stage).await,
                 Ok(Greeting::Tls) => Err("it speaks TLS, and this gateway was not set up for it".into()),
                 Ok(Greeting::Other) => refuse_http1(stream).await,
                 Err(error) => Err(error.into()),
@@ -111,7 +114,7 @@ async fn connection(
         }
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let names = certificate.map(tls::names_in).unwrap_or_default();
-        serve(stream, Client { peer, names }, shared, stage).await
+        serve(stream, Client::new(peer, names), shared, stage).await
     };
     if let Err(error) = ended.await {
         tracing::debug!(%peer, error, "connection ended");
@@ -184,6 +187,8 @@ async fn serve(
         .max_frame_size(tuning::HTTP2_MAX_FRAME_SIZE)
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(settings.max_header_list)
+        .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
+        .reset_stream_duration(tuning::HTTP2_REMEMBER_RESETS_FOR)
         .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
         .max_pending_accept_reset_streams(tuning::HTTP2_MAX_PENDING_ACCEPT_RESETS)
         .max_send_buffer_size(SEND_BUFFER)
@@ -196,6 +201,8 @@ async fn serve(
     // cancels them at their agents.
     let mut calls = FuturesUnordered::new();
     let mut draining = false;
+    let stranger = tokio::time::sleep(STRANGER);
+    tokio::pin!(stranger);
     loop {
         tokio::select! {
             biased;
@@ -211,6 +218,9 @@ async fn serve(
             () = reached(&mut stage, Stage::Draining), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
+            }
+            () = &mut stranger, if shared.policy.is_some() && !client.is_known() => {
+                return Err("it has made no call that was let in".into());
             }
             () = &mut silent => return Err("it answers no ping".into()),
         }

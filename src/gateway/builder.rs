@@ -169,9 +169,8 @@ impl GatewayBuilder {
         self
     }
 
-    /// How many bytes may wait for readers who are slow, in all calls together; beyond that, a reader that has taken nothing
-    /// for a second loses its call, and so it does where half the window of an agent's connection is taken up so. Default:
-    /// 256 MiB.
+    /// How many bytes may wait for readers who are slow, in all calls together; beyond that, a reader that takes less than
+    /// 64 KiB in a second, with more waiting for it, loses its call. Default: 256 MiB.
     pub fn max_held(mut self, bytes: usize) -> Self {
         self.max_held = bytes;
         self

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::time::{Instant, sleep_until};
@@ -39,6 +39,18 @@ pub(super) struct Client {
     pub(super) peer: SocketAddr,
     /// The names in its certificate, which was verified.
     pub(super) names: Vec<String>,
+    /// A call of it was let in.
+    known: AtomicBool,
+}
+
+impl Client {
+    pub(super) fn new(peer: SocketAddr, names: Vec<String>) -> Self {
+        Self { peer, names, known: AtomicBool::new(false) }
+    }
+
+    pub(super) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
 }
 
 /// Who calls, as far as the gateway knows, and by what policy.
@@ -101,6 +113,8 @@ pub(super) async fn serve(
 
     strip_hop_by_hop(&mut head.headers);
     remove_own_metadata(&mut head.headers);
+    // The authority says it, and for the agent another than for the gateway.
+    head.headers.remove(HOST);
     if let Some(name) = &caller.name {
         let value = HeaderValue::from_str(name.as_str()).unwrap_or(HeaderValue::from_static("")); // it is plain ASCII
         head.headers.insert(CALLER_METADATA, value);
@@ -171,6 +185,7 @@ fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(C
             Status::unauthenticated(error.to_string())
         })?),
     };
+    client.known.store(true, Ordering::Relaxed);
     let place = shared.in_flight.enter(&name).ok_or_else(|| {
         let limit = shared.in_flight.limit();
         Status::resource_exhausted(format!("{limit} calls are in flight for this caller, which is the limit"))
@@ -308,9 +323,12 @@ impl Exchange<'_> {
         drop(sender);
         let (mut answer, stream) = match sent {
             Ok((answer, stream)) => (lease.awaits(answer), stream),
-            Err(error) => return refuse(failed(session, error), &mut respond),
+            Err(error) => {
+                lease.has_ended();
+                return refuse(failed(session, error), &mut respond);
+            }
         };
-        let mut up = (!complete).then(|| Relay::new(body, stream, stall, vec![kept.clone()]));
+        let mut up = (!complete).then(|| Relay::new(body, stream, stall, kept, None).without(remove_own_metadata));
         let mut clock = Clock::new(deadline, idle);
         let answer = loop {
             tokio::select! {
@@ -346,7 +364,7 @@ impl Exchange<'_> {
         if complete {
             return;
         }
-        let mut down = Relay::new(body, stream, stall, vec![kept.clone(), lease.held().clone()]);
+        let mut down = Relay::new(body, stream, stall, kept, Some(lease.held()));
         clock.again(moved(&up));
         let status = loop {
             tokio::select! {
@@ -393,7 +411,8 @@ fn end(stream: &mut SendStream<Bytes>, status: &Status) {
 }
 
 fn stalled(who: &str, after: Duration) -> Status {
-    Status::resource_exhausted(format!("{who} took nothing for {after:?} while something was waiting for it"))
+    let text = format!("{who} took nothing for {after:?}, or next to nothing while too much was kept for all");
+    Status::resource_exhausted(text)
 }
 
 fn idled() -> Status {

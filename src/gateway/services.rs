@@ -250,9 +250,11 @@ impl Watch {
                 status = farewell(&mut self.hub.1) => return drop(self.sender.send(Err(status)).await),
             };
             let said = match event {
-                Ok(HubEvent::Opened { agent_id, .. } | HubEvent::Ready { agent_id, .. }) => {
-                    self.changed(agent_id, None).await
-                }
+                Ok(
+                    HubEvent::Opened { agent_id, .. }
+                    | HubEvent::Ready { agent_id, .. }
+                    | HubEvent::Draining { agent_id, .. },
+                ) => self.changed(agent_id, None).await,
                 Ok(HubEvent::Closed { agent_id, why, .. }) => self.changed(agent_id, Some(why)).await,
                 Ok(HubEvent::Rejected { .. }) => true,
                 Err(EventsError::Missed(_)) => {

@@ -71,6 +71,11 @@ impl Lease {
         Self(connection.clone())
     }
 
+    /// The connection takes no more calls, though some may still run on it: the next call gets another.
+    pub(crate) fn has_ended(&self) {
+        self.0.usage.ended.store(true, Ordering::Release);
+    }
+
     /// Waits for a call's answer.
     pub(crate) fn awaits(&self, answer: ResponseFuture) -> Awaited {
         Awaited::new(answer, self.0.usage.resets.clone())

@@ -31,6 +31,7 @@ impl Placed {
         let mut retried = false;
         let mut session = match (route.session(), patience) {
             (Err(error), Some(limit)) if error.may_pass() => route.wait(limit).await?,
+            (Ok(ended), Some(limit)) if ended.is_closed() => route.wait(limit).await?,
             (found, _) => found?,
         };
         loop {
@@ -56,9 +57,13 @@ async fn connect(session: &Arc<Session>) -> Result<Placed, DialError> {
     let (sender, lease) = session.calls_to_peer.get(session).await?;
     match sender.ready().await {
         Ok(sender) => Ok(Placed { call, lease, sender }),
-        Err(error) => Err(match session.disconnected().borrow().clone() {
-            Some(gone) => DialError::Disconnected { agent: session.agent.clone(), gone },
-            None => DialError::ConnectionEnded { agent: session.agent.clone(), reason: error.to_string() },
+        // It may have said goodbye long before its last call ends.
+        Err(error) => Err({
+            lease.has_ended();
+            match session.disconnected().borrow().clone() {
+                Some(gone) => DialError::Disconnected { agent: session.agent.clone(), gone },
+                None => DialError::ConnectionEnded { agent: session.agent.clone(), reason: error.to_string() },
+            }
         }),
     }
 }

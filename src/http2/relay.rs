@@ -3,7 +3,7 @@
 //! What arrives is taken out of h2 at once and kept here, small frames together: h2 ends a *whole connection* for small
 //! frames that nobody takes. The sender gets its window back only for what has gone on, so that it waits when the receiver
 //! does, and what is kept here is never more than the window that it was given. All that is kept is counted ([`Held`]):
-//! where there is too much of it, whoever has taken nothing for a second loses its call.
+//! where there is too much of it, whoever takes next to nothing loses its call.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -25,8 +25,9 @@ const SMALL: usize = 1024;
 /// The most that is copied together.
 const TOGETHER: usize = 16 * 1024;
 
-/// How long a receiver may take nothing where too much is kept.
+/// How long a receiver may take less than [`STEP`] where too much is kept for all.
 const PRESSED: Duration = Duration::from_secs(1);
+const STEP: u64 = 64 << 10;
 
 /// How one direction of a call ended.
 #[derive(Debug)]
@@ -51,17 +52,54 @@ pub(crate) struct Relay {
     data_done: bool,
     /// How long the receiver may take nothing while something waits for it.
     patience: Duration,
-    /// Since when it takes nothing, and when to look again.
-    stalled: Option<(Instant, Pin<Box<Sleep>>)>,
+    waiting: Option<Waiting>,
     moved: u64,
     /// Where what is kept is counted.
     held: Vec<Arc<Held>>,
+    /// Where too much is kept for all of them.
+    shared: Arc<Held>,
+    /// What is done to trailers.
+    trailers: fn(&mut HeaderMap),
+}
+
+/// How a receiver has taken what waits for it.
+struct Waiting {
+    /// When it last took something.
+    last: Instant,
+    /// When it last had taken a [`STEP`], and what had moved until then.
+    step: (Instant, u64),
+    /// When to look again.
+    look: Pin<Box<Sleep>>,
 }
 
 impl Relay {
-    pub(crate) fn new(source: RecvStream, sink: SendStream<Bytes>, patience: Duration, held: Vec<Arc<Held>>) -> Self {
-        let queue = Queue::default();
-        Self { source, sink, queue, end: None, data_done: false, patience, stalled: None, moved: 0, held }
+    /// What is kept counts in `shared`, which has the limit, and in `held`.
+    pub(crate) fn new(
+        source: RecvStream,
+        sink: SendStream<Bytes>,
+        patience: Duration,
+        shared: &Arc<Held>,
+        held: Option<&Arc<Held>>,
+    ) -> Self {
+        Self {
+            source,
+            sink,
+            queue: Queue::default(),
+            end: None,
+            data_done: false,
+            patience,
+            waiting: None,
+            moved: 0,
+            held: held.into_iter().chain([shared]).cloned().collect(),
+            shared: shared.clone(),
+            trailers: |_| {},
+        }
+    }
+
+    /// Changes trailers on their way.
+    pub(crate) fn without(mut self, change: fn(&mut HeaderMap)) -> Self {
+        self.trailers = change;
+        self
     }
 
     /// How much has gone on, to see whether there was more.
@@ -123,8 +161,8 @@ impl Relay {
             }
             // Fails only for a stream that is gone, which the next poll says.
             let _ = self.source.flow_control().release_capacity(len);
-            self.stalled = None;
             self.moved += len as u64;
+            self.took();
             if last {
                 return Poll::Ready(Relayed::Complete);
             }
@@ -134,7 +172,10 @@ impl Relay {
                 // Nothing to send: the receiver may want no more, too.
                 return self.sink.poll_reset(cx).map(|_| Relayed::SinkClosed);
             }
-            Some(Some(trailers)) => self.sink.send_trailers(trailers),
+            Some(Some(mut trailers)) => {
+                (self.trailers)(&mut trailers);
+                self.sink.send_trailers(trailers)
+            }
             Some(None) => self.sink.send_data(Bytes::new(), true),
         };
         Poll::Ready(if sent.is_ok() { Relayed::Complete } else { Relayed::SinkClosed })
@@ -145,19 +186,33 @@ impl Relay {
         if self.sink.poll_reset(cx).is_ready() {
             return Poll::Ready(Relayed::SinkClosed);
         }
-        let (since, mut look) = self.stalled.take().unwrap_or_else(|| {
-            let now = Instant::now();
-            (now, Box::pin(tokio::time::sleep_until(now + PRESSED.min(self.patience))))
+        let (now, tick) = (Instant::now(), PRESSED.min(self.patience));
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            last: now,
+            step: (now, self.moved),
+            look: Box::pin(tokio::time::sleep_until(now + tick)),
         });
-        while look.as_mut().poll(cx).is_ready() {
-            let patience = if self.held.iter().any(|held| held.is_over()) { PRESSED } else { Duration::MAX };
-            if since.elapsed() >= patience.min(self.patience) {
+        while waiting.look.as_mut().poll(cx).is_ready() {
+            let pressed = self.shared.is_over() && waiting.step.0.elapsed() >= PRESSED;
+            if pressed || waiting.last.elapsed() >= self.patience {
                 return Poll::Ready(Relayed::Stalled);
             }
-            look.as_mut().reset(Instant::now() + PRESSED.min(self.patience));
+            waiting.look.as_mut().reset(Instant::now() + tick);
         }
-        self.stalled = Some((since, look));
         Poll::Pending
+    }
+
+    /// The receiver has taken something.
+    fn took(&mut self) {
+        if self.queue.is_empty() {
+            self.waiting = None;
+        }
+        if let Some(waiting) = &mut self.waiting {
+            waiting.last = Instant::now();
+            if self.moved - waiting.step.1 >= STEP {
+                waiting.step = (waiting.last, self.moved);
+            }
+        }
     }
 }
 

@@ -28,6 +28,14 @@ pub enum HubEvent {
         /// The tunnel.
         tunnel_id: TunnelId,
     },
+    /// The agent cannot be called through this tunnel any more: it does not want to be, or a newer tunnel has taken its
+    /// place. Calls in flight go on.
+    Draining {
+        /// The agent.
+        agent_id: AgentId,
+        /// The tunnel.
+        tunnel_id: TunnelId,
+    },
     /// A tunnel has ended.
     Closed {
         /// The agent.
@@ -54,6 +62,7 @@ impl HubEvent {
         match self {
             Self::Opened { agent_id, .. }
             | Self::Ready { agent_id, .. }
+            | Self::Draining { agent_id, .. }
             | Self::Closed { agent_id, .. }
             | Self::Rejected { agent_id, .. } => agent_id,
         }

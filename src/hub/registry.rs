@@ -226,10 +226,11 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.registry.lock();
-        if let Some(known) = state.waiting.get(self.wanted)
-            && Arc::ptr_eq(known, &self.notify)
-            && Arc::strong_count(known) == 2
-        {
+        let known = state.waiting.get(self.wanted);
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(known, &self.notify));
+        // Under the lock, or two that leave at once would each take the other for one who stays.
+        self.notify = Arc::default();
+        if is_known && state.waiting.get(self.wanted).is_some_and(|known| Arc::strong_count(known) == 1) {
             state.waiting.remove(self.wanted);
         }
     }
@@ -288,7 +289,7 @@ impl Gate for RegistryGate {
         // The user's code, so without a lock.
         let key = registry.rules.affinity_key.as_ref().map(|key| key(&TunnelInfo::new(session)));
         let mut offered = registry.offer(session, key.as_deref())?;
-        if let Offer::Contested(rivals) = offered {
+        if let Offer::Contested { rivals, .. } = offered {
             let proofs: JoinSet<()> = rivals.into_iter().map(prove_alive).collect();
             proofs.join_all().await;
             offered = registry.offer(session, key.as_deref())?;
@@ -302,8 +303,7 @@ impl Gate for RegistryGate {
                     tokio::spawn(prove_alive(suspect)); // ends with its deadline at the latest
                 }
             }
-            Offer::Contested(_) => {
-                let reason = format!("agent `{}` has a live tunnel, and this hub allows one", session.agent);
+            Offer::Contested { reason, .. } => {
                 registry.change(|state| state.roster.reject(session.id, &reason));
                 return Err(reason);
             }
@@ -339,6 +339,7 @@ fn settle_labels(session: &Session, given: Labels) -> Labels {
 
 async fn prove_alive(session: Arc<Session>) {
     session.prove_alive(PROOF_OF_LIFE).await;
+    // One that is still suspect is being ended.
     if session.is_suspect() {
         session.closed().await;
     }

@@ -19,8 +19,11 @@ use crate::id::AgentId;
 use crate::labels::Labels;
 use crate::tunnel::TunnelId;
 
-/// Tunnels that one agent may have at once, those that are being drained included.
-pub(crate) const TUNNELS_PER_AGENT: usize = 16;
+/// Tunnels that one agent may have at once.
+const TUNNELS_PER_AGENT: usize = 16;
+
+/// The same, with those that are being drained.
+const TUNNELS_IN_ALL: usize = 4 * TUNNELS_PER_AGENT;
 
 /// Agents whose last goodbye is remembered, to say since when they are gone.
 const REMEMBERED: usize = 65_536;
@@ -126,8 +129,8 @@ pub(crate) enum Offer<T> {
     },
     /// It could be called before.
     Repeated,
-    /// These are in its way, if they live.
-    Contested(Vec<T>),
+    /// These are in its way, if they live, and this is why.
+    Contested { rivals: Vec<T>, reason: String },
 }
 
 /// The tunnels of one hub.
@@ -176,10 +179,14 @@ impl<T: Candidate> Roster<T> {
         if self.closing {
             return Err("the hub is shutting down".into());
         }
-        let of_agent = self.agents.entry(agent.clone()).or_default();
-        if of_agent.len() >= TUNNELS_PER_AGENT {
-            return Err(format!("agent `{agent}` has {TUNNELS_PER_AGENT} tunnels already"));
+        let of_agent = self.agents.get(agent).map(Vec::as_slice).unwrap_or_default();
+        let live = |id: &&TunnelId| self.members.get(id).is_some_and(|member| is_usable(&member.newcomer.handle));
+        if of_agent.iter().filter(live).count() >= TUNNELS_PER_AGENT || of_agent.len() >= TUNNELS_IN_ALL {
+            let reason = format!("agent `{agent}` has {TUNNELS_PER_AGENT} tunnels already");
+            self.events.push(HubEvent::Rejected { agent_id: agent.clone(), peer, reason: reason.clone() });
+            return Err(reason);
         }
+        let of_agent = self.agents.entry(agent.clone()).or_default();
         of_agent.push(id);
         self.events.push(HubEvent::Opened { agent_id: agent.clone(), tunnel_id: id, peer });
         self.members.insert(id, Member { newcomer, groups: Vec::new() });
@@ -202,8 +209,10 @@ impl<T: Candidate> Roster<T> {
         }
         let others: Vec<Newcomer<T>> =
             self.ready_of(&agent).filter(|other| !other.handle.is_closed()).cloned().collect();
-        if others.iter().any(|other| other.holder != holder) {
-            return Err(format!("agent `{agent}` has a live tunnel that was opened with another key"));
+        let strangers: Vec<_> = others.iter().filter(|other| other.holder != holder).cloned().collect();
+        if !strangers.is_empty() {
+            let reason = format!("agent `{agent}` has a live tunnel that was opened with another key");
+            return Ok(Offer::Contested { rivals: handles(strangers), reason });
         }
         let same_seat = |other: &Newcomer<T>| seat.is_some() && other.seat == seat;
         let same_agent =
@@ -214,10 +223,13 @@ impl<T: Candidate> Roster<T> {
             TunnelPolicy::Pool => {}
             TunnelPolicy::Replace => replaced.append(&mut rivals),
             TunnelPolicy::Reject if rivals.is_empty() => {}
-            TunnelPolicy::Reject => return Ok(Offer::Contested(handles(rivals))),
+            TunnelPolicy::Reject => {
+                let reason = format!("agent `{agent}` has a live tunnel, and this hub allows one");
+                return Ok(Offer::Contested { rivals: handles(rivals), reason });
+            }
         }
         for old in &replaced {
-            self.leave_groups(old.id);
+            self.withdraw(old.id);
         }
         self.join_groups(id, &agent, labels, key, &handle);
         self.gone.remove(&agent);
@@ -237,7 +249,11 @@ impl<T: Candidate> Roster<T> {
 
     /// A tunnel takes no more calls.
     pub(crate) fn withdraw(&mut self, id: TunnelId) {
-        self.leave_groups(id);
+        if self.leave_groups(id)
+            && let Some(Member { newcomer, .. }) = self.members.get(&id)
+        {
+            self.events.push(HubEvent::Draining { agent_id: newcomer.agent.clone(), tunnel_id: id });
+        }
     }
 
     /// A tunnel has ended.

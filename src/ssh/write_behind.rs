@@ -53,6 +53,8 @@ const QUEUE_KEEP: usize = 64 * 1024;
 pub(crate) struct Carrier {
     /// The peer has authenticated.
     known: AtomicBool,
+    /// Counts the peer's signs of life: that bytes came, or were taken.
+    heard: AtomicUsize,
     queued: AtomicUsize,
     /// Bytes that channels handed to the session since it last turned to its stream.
     handed: AtomicUsize,
@@ -74,6 +76,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Carrier {
+    /// Another number than before once the peer has shown that it lives.
+    pub(crate) fn signs_of_life(&self) -> usize {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// Ready once little enough is on its way to the socket.
     pub(crate) fn poll_clear(&self, cx: &Context<'_>) -> Poll<()> {
         if self.is_clear() {
@@ -229,6 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
                 Poll::Ready(Ok(n)) => {
                     self.queue.advance(n);
                     self.heard = Instant::now();
+                    self.carrier.heard.fetch_add(1, Ordering::Relaxed);
                     self.stall.as_mut().reset(self.heard + STALL);
                     self.publish();
                 }
@@ -298,6 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
             Poll::Ready(result) => {
                 this.note(result)?;
                 this.heard = Instant::now();
+                this.carrier.heard.fetch_add(1, Ordering::Relaxed);
                 if buf.filled().len() == before {
                     this.carrier.saw(CloseReason::ClosedByPeer { message: None });
                 }

@@ -217,6 +217,7 @@ fn ops() -> impl Strategy<Value = Op> {
 enum Told {
     Opened,
     Ready,
+    Draining,
     Closed,
 }
 
@@ -272,8 +273,9 @@ impl World {
                         }
                     }
                     Ok(Offer::Repeated) => assert!(self.is_ready(tunnel.id)),
-                    Ok(Offer::Contested(rivals)) => {
-                        assert!(self.policy == TunnelPolicy::Reject && !rivals.is_empty());
+                    Ok(Offer::Contested { rivals, reason }) => {
+                        assert!(self.policy == TunnelPolicy::Reject || reason.contains("another key"), "{reason}");
+                        assert!(!rivals.is_empty());
                         assert!(!self.is_ready(tunnel.id));
                     }
                     Err(_) => assert!(self.roster.closing || !self.is_ready(tunnel.id)),
@@ -336,6 +338,7 @@ impl World {
                 HubEvent::Opened { tunnel_id, .. } => (tunnel_id, Told::Opened),
                 HubEvent::Ready { tunnel_id, .. } => (tunnel_id, Told::Ready),
                 HubEvent::Closed { tunnel_id, .. } => (tunnel_id, Told::Closed),
+                HubEvent::Draining { tunnel_id, .. } => (tunnel_id, Told::Draining),
                 HubEvent::Rejected { .. } => continue,
             };
             let before = self.told.insert(id, now);
