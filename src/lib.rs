@@ -155,7 +155,7 @@
 //! | unauthenticated connections | 128 in total, 16 from one source, up to 300 kB each | [`HubBuilder::unauthenticated_limits`] |
 //! | their time | 20 s | [`HubBuilder::login_timeout`] |
 //! | keys that one may try | 3; at most 8 may be named without proof | [`HubBuilder::max_auth_attempts`] |
-//! | tunnels of one agent | 16, those that are being drained included | |
+//! | tunnels of one agent | 16, and 64 with those that are being drained | |
 //! | the hub's calls to one agent | 10,000, in all its tunnels | [`HubBuilder::max_calls`] |
 //! | open channels, beyond which neither side may open more | 256 for each tunnel, both sides' together | [`HubBuilder::max_channels`], [`AgentBuilder::max_channels`] |
 //! | channels that no server has taken yet | 128 for each `incoming` | |
@@ -169,6 +169,9 @@
 //! | closed channels | 1,024, so 4 MB, then the agent renews the tunnel; the hub ends it at 4,096 | [`AgentBuilder::renew_after`] |
 //! | events that a slow listener may be behind | 1,024; then it is told how many it missed | |
 //! | agents whose last goodbye a hub remembers | 65,536 | |
+//! | at a gateway: connections | 10,000, with 1,000 calls and 16 MiB each; 10 s until HTTP/2, and 30 s until a call that a policy lets in | `GatewayBuilder::max_connections`, `window` |
+//! | calls of one caller | 10,000 | `max_calls_per_caller` |
+//! | what waits for slow readers | a call's window each (24 MiB from an agent, 4 MiB from a caller), 256 MiB in all, for 30 s without a byte taken | `max_held`, `stall_timeout` |
 //!
 //! The bounds on calls and on what HTTP/2 holds are those of servers and endpoints that went through [`tune_server`] and
 //! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms; a window

@@ -15,11 +15,11 @@ use std::{
 
 use bytes::Bytes;
 use common::{
-    echo::{payload, pb::echo_client::EchoClient, steered},
+    echo::{Echo, payload, pb::echo_client::EchoClient, steered},
     faults::until,
     gateway::{channel, channel_to},
     http2::{Answer, CHAT, RawClient, UNARY, answered, framed, head, serve_raw, to_agent, trailers, with},
-    rig::{AGENT, Rig, soon},
+    rig::{AGENT, Rig, serve, soon},
 };
 use dialback::{
     Agent, AllowedKeys, HostKeys, Hub, PrivateKey,
@@ -791,6 +791,38 @@ methods = ["*"]
         }
     })
     .await;
+}
+
+/// The tunnels of one id may have labels of their own: a caller who may reach one of them always reaches that one.
+#[tokio::test]
+async fn caller_reaches_those_of_a_pool_that_its_policy_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    let text = format!(
+        "[[caller]]\nname = \"ops\"\ntoken-sha256 = [\"{}\"]\n[[allow]]\ncallers = [\"ops\"]\nlabels = {{ v = \"1\" }}\nmethods = [\"*\"]\n",
+        hash("o-token")
+    );
+    fs::write(&file, text).unwrap();
+    let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+    let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).unwrap().accept_labels(["v"]);
+    let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.unwrap();
+    let mut agents = Vec::new();
+    for version in ["1", "2"] {
+        let agent = Agent::builder(AGENT, key.clone()).host_keys(HostKeys::public_key(host.public_key()));
+        let agent = agent.label("v", version).connect(hub.local_addr().to_string()).await.unwrap();
+        let echo = Echo::default();
+        serve(&echo, agent.incoming());
+        agents.push((agent, echo));
+    }
+    until("both can be called", || hub.tunnels().len() == 2).await;
+    let gateway = bind(Gateway::builder(&hub).policy(PolicyFile::open(&file).unwrap())).await;
+    let client = RawClient::connect(gateway.local_addr()).await;
+    for _ in 0..40 {
+        let mut request = to_agent(UNARY);
+        request.headers_mut().insert("authorization", bearer("o-token").parse().unwrap());
+        assert_eq!(code(&client.call(request, b"").await.unwrap()), Code::Ok);
+    }
+    assert_eq!([0, 1].map(|n: usize| agents[n].1.counts().started), [40, 0]);
 }
 
 /// A call to the gateway's own services.

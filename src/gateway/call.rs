@@ -22,7 +22,7 @@ use super::services;
 use super::target::{self, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of};
-use crate::hub::{Registry, Selector, ToAgents};
+use crate::hub::{Admits, Registry, Selector, ToAgents};
 use crate::id::AgentId;
 use crate::labels::Labels;
 use crate::ssh::Session;
@@ -125,7 +125,13 @@ pub(super) async fn serve(
         admitted.store(may, Ordering::Relaxed);
         if may { Ok(()) } else { Err(caller.denied(&target, &method)) }
     };
-    let route = ToAgents { registry: shared.registry.clone(), wanted: Selector::Agent(target.clone()) };
+    let wanted = Selector::Agent(target.clone());
+    // The tunnels of a pool may have other labels each.
+    let suits = caller.policy.is_some().then(|| -> Admits {
+        let (caller, target, method) = (caller.clone(), target.clone(), method.clone());
+        Box::new(move |session| caller.may(&target, session.labels(), &method))
+    });
+    let route = ToAgents { registry: shared.registry.clone(), wanted, admits: suits };
     let placed = tokio::select! {
         biased;
         placed = Placed::find(&route, None, admits) => placed,

@@ -22,6 +22,8 @@ pub use self::events::{EventsError, HubEvent, HubEvents};
 pub use self::roster::{Balance, TunnelPolicy};
 pub use self::tunnel::{Tunnel, TunnelInfo};
 
+#[cfg(feature = "gateway")]
+pub(crate) use self::registry::Admits;
 pub(crate) use self::registry::{Registry, ToAgents};
 pub(crate) use self::roster::Selector;
 
@@ -217,7 +219,7 @@ impl Hub {
     }
 
     fn route(&self, wanted: Selector) -> Arc<ToAgents> {
-        Arc::new(ToAgents { registry: self.inner.registry.clone(), wanted })
+        Arc::new(ToAgents { registry: self.inner.registry.clone(), wanted, admits: None })
     }
 }
 

@@ -134,7 +134,7 @@ impl Registry {
 
     /// The tunnel for a call, or why there is none.
     pub(crate) fn find(&self, wanted: &Selector) -> Result<Arc<Session>, DialError> {
-        self.lock().roster.pick(wanted, None, rand::random())
+        self.lock().roster.pick(wanted, None, rand::random(), &|_| true)
     }
 
     /// Waits until there is a tunnel for a call.
@@ -345,20 +345,36 @@ async fn prove_alive(session: Arc<Session>) {
     }
 }
 
+/// Whom a call may reach.
+pub(crate) type Admits = Box<dyn Fn(&Session) -> bool + Send + Sync>;
+
 /// Dials whatever tunnel there is at the moment.
 pub(crate) struct ToAgents {
     pub(crate) registry: Arc<Registry>,
     pub(crate) wanted: Selector,
+    /// Others are dialled only where there is none that suits.
+    pub(crate) admits: Option<Admits>,
+}
+
+impl ToAgents {
+    fn pick(&self, except: Option<TunnelId>) -> Result<Arc<Session>, DialError> {
+        let mut state = self.registry.lock();
+        let mut pick =
+            |admits: &dyn Fn(&Arc<Session>) -> bool| state.roster.pick(&self.wanted, except, rand::random(), admits);
+        match &self.admits {
+            Some(admits) => pick(&|session| admits(session)).or_else(|_| pick(&|_| true)),
+            None => pick(&|_| true),
+        }
+    }
 }
 
 impl Route for ToAgents {
     fn session(&self) -> Result<Arc<Session>, DialError> {
-        self.registry.find(&self.wanted)
+        self.pick(None)
     }
 
     fn successor<'a>(&'a self, of: &'a Session) -> Found<'a, Option<Arc<Session>>> {
-        let found = self.registry.lock().roster.pick(&self.wanted, Some(of.id), rand::random());
-        Box::pin(std::future::ready(next_after(of, found)))
+        Box::pin(std::future::ready(next_after(of, self.pick(Some(of.id)))))
     }
 
     fn wait(&self, limit: Duration) -> Found<'_, Result<Arc<Session>, DialError>> {

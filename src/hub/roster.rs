@@ -137,7 +137,7 @@ pub(crate) enum Offer<T> {
 pub(crate) struct Roster<T> {
     policy: TunnelPolicy,
     balance: Balance,
-    members: HashMap<TunnelId, Member<T>>,
+    members: HashMap<TunnelId, Box<Member<T>>>,
     /// The tunnels of each agent that has any, oldest first.
     agents: HashMap<AgentId, Vec<TunnelId>>,
     /// Those that can be called.
@@ -189,7 +189,7 @@ impl<T: Candidate> Roster<T> {
         let of_agent = self.agents.entry(agent.clone()).or_default();
         of_agent.push(id);
         self.events.push(HubEvent::Opened { agent_id: agent.clone(), tunnel_id: id, peer });
-        self.members.insert(id, Member { newcomer, groups: Vec::new() });
+        self.members.insert(id, Box::new(Member { newcomer, groups: Vec::new() }));
         Ok(())
     }
 
@@ -239,7 +239,7 @@ impl<T: Candidate> Roster<T> {
 
     /// A tunnel was turned away after it had authenticated.
     pub(crate) fn reject(&mut self, id: TunnelId, reason: &str) {
-        let Some(Member { newcomer, .. }) = self.members.get(&id) else { return };
+        let Some(newcomer) = self.members.get(&id).map(|member| &member.newcomer) else { return };
         self.events.push(HubEvent::Rejected {
             agent_id: newcomer.agent.clone(),
             peer: newcomer.peer,
@@ -250,7 +250,7 @@ impl<T: Candidate> Roster<T> {
     /// A tunnel takes no more calls.
     pub(crate) fn withdraw(&mut self, id: TunnelId) {
         if self.leave_groups(id)
-            && let Some(Member { newcomer, .. }) = self.members.get(&id)
+            && let Some(newcomer) = self.members.get(&id).map(|member| &member.newcomer)
         {
             self.events.push(HubEvent::Draining { agent_id: newcomer.agent.clone(), tunnel_id: id });
         }
@@ -259,7 +259,7 @@ impl<T: Candidate> Roster<T> {
     /// A tunnel has ended.
     pub(crate) fn leave(&mut self, id: TunnelId, why: Disconnected) {
         let was_ready = self.leave_groups(id);
-        let Some(Member { newcomer: Newcomer { agent, .. }, .. }) = self.members.remove(&id) else { return };
+        let Some(agent) = self.members.remove(&id).map(|member| member.newcomer.agent) else { return };
         let mut last = false;
         if let Some(others) = self.agents.get_mut(&agent) {
             others.retain(|other| *other != id);
@@ -285,17 +285,19 @@ impl<T: Candidate> Roster<T> {
         self.members.values().map(|member| member.newcomer.handle.clone()).collect()
     }
 
-    /// Chooses the tunnel for a call, but not `except`; `random` are two random numbers.
+    /// Chooses the tunnel for a call among those that `admits` lets through, but not `except`; `random` are two random
+    /// numbers.
     pub(crate) fn pick(
         &mut self,
         wanted: &Selector,
         except: Option<TunnelId>,
         random: (u32, u32),
+        admits: &dyn Fn(&T) -> bool,
     ) -> Result<T, DialError> {
         if self.closing {
             return Err(DialError::Shutdown { wanted: wanted.to_string() });
         }
-        let found = self.groups.get_mut(wanted).and_then(|group| group.pick(self.balance, except, random));
+        let found = self.groups.get_mut(wanted).and_then(|group| group.pick(self.balance, except, random, admits));
         found.ok_or_else(|| self.absence(wanted))
     }
 
@@ -353,8 +355,9 @@ impl<T: Candidate> Roster<T> {
     fn join_groups(&mut self, id: TunnelId, agent: &AgentId, labels: &Labels, key: Option<&str>, handle: &T) {
         let by_label = labels.iter().map(|(name, value)| Selector::Label((**name).into(), (**value).into()));
         let by_key = key.map(|key| Selector::Key(key.into()));
-        let groups: Vec<_> =
+        let mut groups: Vec<_> =
             [Selector::Agent(agent.clone()), Selector::Any].into_iter().chain(by_key).chain(by_label).collect();
+        groups.shrink_to_fit();
         for selector in &groups {
             let group = self
                 .groups
@@ -388,9 +391,16 @@ fn handles<T>(members: Vec<Newcomer<T>>) -> Vec<T> {
 }
 
 impl<T: Candidate> Group<T> {
-    fn pick(&mut self, balance: Balance, except: Option<TunnelId>, random: (u32, u32)) -> Option<T> {
+    fn pick(
+        &mut self,
+        balance: Balance,
+        except: Option<TunnelId>,
+        random: (u32, u32),
+        admits: &dyn Fn(&T) -> bool,
+    ) -> Option<T> {
         let len = self.members.len();
-        let at = |n: usize| self.members.get(n % len).filter(|(id, _)| Some(*id) != except).map(|(_, handle)| handle);
+        let suits = |(id, handle): &&(TunnelId, T)| Some(*id) != except && admits(handle);
+        let at = |n: usize| self.members.get(n % len).filter(suits).map(|(_, handle)| handle);
         let is_good = |handle: &&T| is_usable(*handle) && !handle.is_suspect();
         let first = match balance {
             Balance::LeastBusy => {

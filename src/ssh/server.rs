@@ -172,7 +172,7 @@ struct ServerHandler {
     /// When the login has to be done.
     deadline: Instant,
     /// Set by a verified key or certificate, and by nothing else.
-    proof: Option<Proof>,
+    proof: Option<Box<Proof>>,
     failures: usize,
     probes: usize,
     /// The agent has asked for a wrong path before.
@@ -550,7 +550,7 @@ impl ServerHandler {
     fn settle(&mut self, granted: Option<(Claim, Grant)>, holder: String) -> Auth {
         match granted {
             Some((claim, grant)) => {
-                self.proof = Some(Proof { grant, claim, holder: holder.into() });
+                self.proof = Some(Box::new(Proof { grant, claim, holder: holder.into() }));
                 Auth::Accept
             }
             None => Auth::reject(),

@@ -56,7 +56,7 @@ pub(crate) struct Session {
     /// The name that calls through it give their peer.
     pub(crate) authority: Authority,
     /// On a hub: what the agent has proved.
-    proof: Option<Proof>,
+    proof: Option<Box<Proof>>,
     pub(crate) agent: AgentId,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<SocketAddr>,
@@ -98,7 +98,7 @@ pub(crate) struct SessionParts {
     pub(crate) open_timeout: Duration,
     pub(crate) max_channels: usize,
     pub(crate) authority: Authority,
-    pub(crate) proof: Option<Proof>,
+    pub(crate) proof: Option<Box<Proof>>,
     pub(crate) span: Span,
 }
 
@@ -152,7 +152,7 @@ impl Session {
 
     /// On a hub: what the agent has proved, and what that got it.
     pub(crate) fn proof(&self) -> Option<&Proof> {
-        self.proof.as_ref()
+        self.proof.as_deref()
     }
 
     /// The path that the agent wants to be dialled on; the first stands.

@@ -87,9 +87,9 @@ fn less_busy_of_two_is_picked() {
         join(&mut roster, member.clone()).unwrap();
     }
     for random in [(0, 0), (1, 0), (7, 9)] {
-        assert_eq!(roster.pick(&to(1), None, random).unwrap().0.id, members[0].id);
+        assert_eq!(roster.pick(&to(1), None, random, &|_| true).unwrap().0.id, members[0].id);
     }
-    assert_eq!(roster.pick(&to(1), Some(members[0].id), (0, 0)).unwrap().0.id, members[1].id);
+    assert_eq!(roster.pick(&to(1), Some(members[0].id), (0, 0), &|_| true).unwrap().0.id, members[1].id);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn round_robin_takes_turns() {
     for n in 0..3 {
         join(&mut roster, newcomer(1, 0, Some((n, 0)))).unwrap();
     }
-    let mut picks: Vec<_> = (0..6).map(|_| roster.pick(&to(1), None, (0, 0)).unwrap().0.id).collect();
+    let mut picks: Vec<_> = (0..6).map(|_| roster.pick(&to(1), None, (0, 0), &|_| true).unwrap().0.id).collect();
     assert_eq!(picks[..3], picks[3..]);
     picks.sort();
     picks.dedup();
@@ -115,10 +115,10 @@ fn suspect_is_picked_only_where_there_is_nobody_else() {
     assert_eq!(suspects[0].0.id, old.id);
     old.handle.0.suspect.set(true);
     for random in 0..4 {
-        assert_eq!(roster.pick(&to(1), None, (random, 0)).unwrap().0.id, new.id);
+        assert_eq!(roster.pick(&to(1), None, (random, 0), &|_| true).unwrap().0.id, new.id);
     }
     new.handle.0.closed.set(true);
-    assert_eq!(roster.pick(&to(1), None, (0, 0)).unwrap().0.id, old.id);
+    assert_eq!(roster.pick(&to(1), None, (0, 0), &|_| true).unwrap().0.id, old.id);
 }
 
 #[test]
@@ -140,20 +140,21 @@ fn connection_that_comes_back_takes_its_seat_under_every_policy() {
 #[test]
 fn absence_is_explained() {
     let mut roster = pool();
-    assert!(matches!(roster.pick(&to(1), None, (0, 0)), Err(DialError::NotConnected { .. })));
+    assert!(matches!(roster.pick(&to(1), None, (0, 0), &|_| true), Err(DialError::NotConnected { .. })));
     let member = newcomer(1, 0, None);
     roster.admit(member.clone()).unwrap();
-    assert!(matches!(roster.pick(&to(1), None, (0, 0)), Err(DialError::NotReady { .. })));
+    assert!(matches!(roster.pick(&to(1), None, (0, 0), &|_| true), Err(DialError::NotReady { .. })));
     roster.offer(member.id, &Labels::new(), Some("key")).unwrap();
     roster.withdraw(member.id);
     member.handle.0.draining.set(true);
-    assert!(matches!(roster.pick(&to(1), None, (0, 0)), Err(DialError::Draining { .. })));
+    assert!(matches!(roster.pick(&to(1), None, (0, 0), &|_| true), Err(DialError::Draining { .. })));
     member.handle.0.closed.set(true);
-    assert!(matches!(roster.pick(&to(1), None, (0, 0)), Err(DialError::Disconnected { .. })));
+    assert!(matches!(roster.pick(&to(1), None, (0, 0), &|_| true), Err(DialError::Disconnected { .. })));
     roster.leave(member.id, gone());
-    let error = roster.pick(&to(1), None, (0, 0)).unwrap_err().to_string();
+    let error = roster.pick(&to(1), None, (0, 0), &|_| true).unwrap_err().to_string();
     assert!(error.contains("`laptop-1` is away since 2") && error.contains("keepalive"), "{error}");
-    let error = roster.pick(&Selector::Label("site".into(), "x\n".into()), None, (0, 0)).unwrap_err().to_string();
+    let error =
+        roster.pick(&Selector::Label("site".into(), "x\n".into()), None, (0, 0), &|_| true).unwrap_err().to_string();
     assert_eq!(error, "an agent with the label `site=x\\n` is not connected");
 }
 
@@ -312,7 +313,7 @@ impl World {
     fn pick(&mut self, wanted: &Selector, random: (u32, u32)) {
         let callable = |t: &&Newcomer<Fake>| self.is_ready(t.id) && is_usable(&t.handle) && Self::matches(t, wanted);
         let callable: Vec<_> = self.tunnels.iter().filter(callable).cloned().collect();
-        match self.roster.pick(wanted, None, random) {
+        match self.roster.pick(wanted, None, random, &|_| true) {
             Ok(picked) => {
                 assert!(callable.iter().any(|t| t.id == picked.0.id), "a tunnel that cannot be called was picked");
                 assert_ne!(
@@ -326,7 +327,7 @@ impl World {
             Err(error) => assert!(callable.is_empty() || self.roster.closing, "{error}, though there is one"),
         }
         if let Some(first) = callable.first() {
-            let other = self.roster.pick(wanted, Some(first.id), random);
+            let other = self.roster.pick(wanted, Some(first.id), random, &|_| true);
             assert!(other.is_err() || other.is_ok_and(|other| other.0.id != first.id));
         }
     }
