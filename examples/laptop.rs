@@ -14,11 +14,12 @@
 
 #[path = "common/greeter.rs"]
 mod greeter;
+#[path = "common/hub_key.rs"]
+mod hub_key;
 #[path = "common/program.rs"]
 mod program;
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -98,7 +99,7 @@ async fn connect(options: &Options) -> Result<Agent, Failure> {
     println!("laptop: {}, key {}", options.id, public_key.fingerprint());
     let host_keys = match &options.known_hosts {
         Some(file) => HostKeys::known_hosts(file)?,
-        None => public_key_in(&options.keys.join("hub_key.pub")).await?,
+        None => hub_key::public_key_in(&options.keys.join("hub_key.pub"), "laptop").await?,
     };
 
     println!("laptop: dialling {}", options.hub);
@@ -114,22 +115,5 @@ async fn greet(mut cloud: GreeterClient<TunnelChannel>, name: String) {
     match cloud.say_hello(HelloRequest { name }).await {
         Ok(reply) => println!("  the cloud answers <- {}", reply.into_inner().message),
         Err(status) => println!("laptop: calling the cloud failed: {}", status.message()),
-    }
-}
-
-/// Believes the cloud that has the public key in this file, once there is such a file. Whoever answers first is not
-/// believed for that: a stranger on the way could be the first.
-async fn public_key_in(file: &Path) -> Result<HostKeys, Failure> {
-    let mut told = false;
-    loop {
-        match std::fs::read_to_string(file) {
-            Ok(text) => return Ok(HostKeys::public_key(text.trim().parse()?)),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(format!("cannot read {}: {error}", file.display()).into()),
-        }
-        if !std::mem::replace(&mut told, true) {
-            println!("laptop: waiting for {}: start the cloud here, or copy it from its machine", file.display());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

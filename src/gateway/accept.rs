@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::server::{self, Connection};
-use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -21,6 +20,7 @@ use super::builder::Shared;
 use super::call::{self, Client};
 use super::tls::{self, Tls};
 use crate::carrier::tcp;
+use crate::http2::keep_alive;
 use crate::tuning;
 
 /// How long the loop rests after the system refused a connection, usually for want of file descriptors.
@@ -194,7 +194,7 @@ async fn serve(
         .max_send_buffer_size(SEND_BUFFER)
         .handshake::<_, Bytes>(BufWriter::with_capacity(GATHERED, stream));
     let mut connection: Connection<_, Bytes> = timeout(GREETING, handshake).await??;
-    let silent = keep_alive(connection.ping_pong());
+    let silent = keep_alive(connection.ping_pong(), tuning::HTTP2_SERVER_PING_INTERVAL, || true);
     tokio::pin!(silent);
     let client = Arc::new(client);
     // They share this task: what arrives for one goes on without a switch of tasks. Dropping it cuts them off, which
@@ -223,20 +223,6 @@ async fn serve(
                 return Err("it has made no call that was let in".into());
             }
             () = &mut silent => return Err("it answers no ping".into()),
-        }
-    }
-}
-
-/// Asks a client whether it lives; returns when it does not say so.
-async fn keep_alive(pings: Option<PingPong>) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(tuning::HTTP2_SERVER_PING_INTERVAL).await;
-        match timeout(tuning::HTTP2_PING_TIMEOUT, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection has ended, and its loop sees it.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
         }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
-use h2::{Ping, PingPong};
 use tokio::sync::OnceCell;
 
 use super::awaited::{Awaited, Resets};
 use super::held::Held;
+use super::keep_alive::keep_alive;
 use crate::connector::DialError;
 use crate::ssh::{Session, TunnelIo};
 use crate::tuning;
@@ -168,7 +168,8 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
             let pings = driver.ping_pong();
             // Ends with the tunnel, or when the last sender and the last call are gone.
             tokio::spawn(async move {
-                let silent = keep_alive(pings, &usage);
+                let calls = || usage.calls.load(Ordering::Relaxed) > 0;
+                let silent = keep_alive(pings, tuning::HTTP2_CLIENT_PING_INTERVAL, calls);
                 tokio::select! {
                     ended = driver => if let Err(error) = ended {
                         tracing::debug!(%error, "connection for own calls ended");
@@ -186,20 +187,3 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
 
 /// What h2 may keep of one call's data that is not sent yet.
 const SEND_BUFFER: usize = 1 << 20;
-
-/// Asks a peer with calls open whether it lives; returns when it does not say so.
-async fn keep_alive(pings: Option<PingPong>, usage: &Usage) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(tuning::HTTP2_CLIENT_PING_INTERVAL).await;
-        if usage.calls.load(Ordering::Relaxed) == 0 {
-            continue;
-        }
-        match tokio::time::timeout(tuning::HTTP2_PING_TIMEOUT, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection has ended, and its driver says so.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
-        }
-    }
-}

@@ -5,6 +5,7 @@ mod body;
 mod connection;
 mod headers;
 mod held;
+mod keep_alive;
 mod placed;
 #[cfg(feature = "gateway")]
 mod relay;
@@ -15,6 +16,8 @@ pub(crate) use self::connection::{Connections, Lease};
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
 #[cfg(feature = "gateway")]
 pub(crate) use self::held::Held;
+#[cfg(feature = "gateway")]
+pub(crate) use self::keep_alive::keep_alive;
 pub(crate) use self::placed::{Placed, address, failed};
 #[cfg(feature = "gateway")]
 pub(crate) use self::relay::{Relay, Relayed};

@@ -157,14 +157,14 @@ impl Registry {
         self.lock().roster.handles().cloned().collect()
     }
 
-    #[cfg(feature = "gateway")]
     /// The tunnels of one agent, oldest first.
+    #[cfg(feature = "gateway")]
     pub(crate) fn sessions_of(&self, agent: &AgentId) -> Vec<Arc<Session>> {
         self.lock().roster.handles_of(agent).cloned().collect()
     }
 
-    #[cfg(feature = "gateway")]
     /// Whether an agent has been seen lately.
+    #[cfg(feature = "gateway")]
     pub(crate) fn knows(&self, agent: &AgentId) -> bool {
         self.lock().roster.knows(agent)
     }

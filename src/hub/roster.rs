@@ -324,8 +324,8 @@ impl<T: Candidate> Roster<T> {
         self.members.values().map(|member| &member.newcomer.handle)
     }
 
-    #[cfg(feature = "gateway")]
     /// The tunnels of one agent, oldest first.
+    #[cfg(feature = "gateway")]
     pub(crate) fn handles_of(&self, agent: &AgentId) -> impl Iterator<Item = &T> {
         let ids = self.agents.get(agent).into_iter().flatten();
         ids.filter_map(|id| self.members.get(id)).map(|member| &member.newcomer.handle)
@@ -340,8 +340,8 @@ impl<T: Candidate> Roster<T> {
         self.agents.contains_key(agent)
     }
 
-    #[cfg(feature = "gateway")]
     /// Whether an agent has been seen lately: it has a tunnel, or its goodbye is remembered.
+    #[cfg(feature = "gateway")]
     pub(crate) fn knows(&self, agent: &AgentId) -> bool {
         self.agents.contains_key(agent) || self.gone.contains_key(agent)
     }
