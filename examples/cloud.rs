@@ -108,6 +108,9 @@ fn react(hub: &Hub, event: HubEvent) {
             println!("cloud: {agent_id} is gone, tunnel {tunnel_id}: {why}");
         }
         HubEvent::Rejected { agent_id, reason, .. } => println!("cloud: {agent_id} was turned away: {reason}"),
+        HubEvent::Draining { agent_id, tunnel_id } => {
+            println!("cloud: {agent_id} takes no new calls through tunnel {tunnel_id}");
+        }
         other => println!("cloud: {other:?}"),
     }
 }

@@ -111,6 +111,9 @@ fn tell(event: HubEvent, door: SocketAddr) {
             println!("hub: {agent_id} is gone, tunnel {tunnel_id}: {why}");
         }
         HubEvent::Rejected { agent_id, reason, .. } => println!("hub: {agent_id} was turned away: {reason}"),
+        HubEvent::Draining { agent_id, tunnel_id } => {
+            println!("hub: {agent_id} takes no new calls through tunnel {tunnel_id}");
+        }
         other => println!("hub: {other:?}"),
     }
 }
