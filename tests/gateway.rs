@@ -19,6 +19,7 @@ use common::{
     faults::until,
     gateway::{channel, channel_to},
     http2::{Answer, CHAT, RawClient, UNARY, answered, framed, head, serve_raw, to_agent, trailers, with},
+    proxy::Way,
     rig::{AGENT, Rig, serve, soon},
 };
 use dialback::{
@@ -637,6 +638,27 @@ async fn small_messages_to_a_slow_caller_harm_nobody() {
     assert_eq!(slow.trailers().await.unwrap().unwrap()["grpc-status"], "0");
 }
 
+/// While a way to the agent is sought, nobody reads what the caller sends: h2 would end the caller's whole connection.
+#[tokio::test]
+async fn small_messages_before_there_is_a_way_to_the_agent_harm_nobody() {
+    const MESSAGES: usize = 100_000;
+    let rig = Rig::builder().proxy().start().await;
+    let gateway = bind(Gateway::builder(&rig.hub)).await;
+    let client = RawClient::connect(gateway.local_addr()).await;
+    rig.proxy().stall(Way::Both);
+    let (answer, mut body) = client.begin(to_agent(CHAT)).await;
+    let message = framed(&[]);
+    for _ in 0..MESSAGES {
+        body.send_data(message.clone(), false).unwrap();
+    }
+    body.send_data(Bytes::new(), true).unwrap();
+    // They have arrived before this does.
+    assert_eq!(code(&call_here(&client, None, "/dialback.v1.Hub/ListAgents").await), Code::Ok);
+    rig.proxy().resume(Way::Both);
+    let answer = answered(answer).await.unwrap();
+    assert_eq!((code(&answer), answer.data.len()), (Code::Ok, MESSAGES * message.len()));
+}
+
 /// C5.
 #[tokio::test]
 async fn ten_thousand_cancelled_streams_leave_nothing() {
@@ -823,6 +845,15 @@ async fn caller_reaches_those_of_a_pool_that_its_policy_allows() {
         assert_eq!(code(&client.call(request, b"").await.unwrap()), Code::Ok);
     }
     assert_eq!([0, 1].map(|n: usize| agents[n].1.counts().started), [40, 0]);
+    // The labels of the last one to leave say who may know that it is away.
+    while let Some((agent, _)) = agents.pop() {
+        drop(agent);
+        until("it is away", || hub.tunnels().len() == agents.len()).await;
+    }
+    let mut request = to_agent(UNARY);
+    request.headers_mut().insert("authorization", bearer("o-token").parse().unwrap());
+    let answer = client.call(request, b"").await.unwrap();
+    assert_eq!(code(&answer), Code::Unavailable, "{answer:?}");
 }
 
 /// A call to the gateway's own services.

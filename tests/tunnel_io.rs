@@ -74,6 +74,23 @@ async fn flush_that_is_given_up_keeps_nothing_back() {
     answering.await.expect("no panic");
 }
 
+/// As HTTP/2 does, which flushes after each frame and goes on with the next one when the flush waits.
+#[tokio::test]
+async fn large_writes_with_a_flush_after_each_travel_together() {
+    const FRAME: usize = 16 << 10;
+    let rig = Rig::start().await;
+    let (mut near, mut far) = pair(&rig).await;
+    for _ in 0..3 {
+        near.write_all(&[7; FRAME]).await.expect("written");
+        tokio::select! { biased; _ = near.flush() => {}, () = ready(()) => {} }
+    }
+    soon("the flush", near.flush()).await.expect("flushed");
+    let mut got = vec![0; 4 * FRAME];
+    // One read returns what came in one packet.
+    let packet = soon("a packet", far.read(&mut got)).await.expect("it arrives");
+    assert_eq!(packet, 3 * FRAME);
+}
+
 #[tokio::test]
 async fn reads_carry_on_what_a_writer_left_behind() {
     // Two packets use the window up, and the rest is nobody's but the reader's.

@@ -20,11 +20,16 @@ const CALLERS: usize = 64;
 pub(crate) struct Plan {
     pub(crate) quick: bool,
     pub(crate) only: String,
+    pub(crate) path: Option<String>,
 }
 
 impl Plan {
     pub(crate) fn wants(&self, case: &str) -> bool {
         case.contains(&self.only)
+    }
+
+    fn takes(&self, path: Path) -> bool {
+        self.path.as_deref().is_none_or(|name| name == path.name())
     }
 
     fn pick<T>(&self, quick: T, full: T) -> T {
@@ -120,6 +125,9 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
             // The path that comes first changes, so that none always follows the same one.
             for turn in 0..PATHS.len() {
                 let path = PATHS[(round + turn) % PATHS.len()];
+                if !bench.plan.takes(path) {
+                    continue;
+                }
                 let figures = match (case, path) {
                     (Case::Dials, Path::DirectTcp) => bench.dials(async || bench.dial_direct().await).await?,
                     (Case::Dials, Path::Tunnel | Path::Gateway) => continue, // they do not dial again

@@ -48,6 +48,9 @@ struct Args {
     /// Only the cases whose name contains this.
     #[arg(long, value_name = "CASE", default_value = "")]
     only: String,
+    /// Only this path, by its name in the table: for a profiler.
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
     /// Writes the results to a file as a JSON array of rows.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -84,7 +87,7 @@ fn main() -> Result<(), Failure> {
     }
 
     let mut report = Report::default();
-    let plan = cases::Plan { quick: args.quick, only: args.only };
+    let plan = cases::Plan { quick: args.quick, only: args.only, path: args.path };
     threads()?.block_on(cases::in_two_processes(&plan, &mut report))?;
     scale::measure(&plan, &mut report)?;
     one_thread()?.block_on(cases::on_one_thread(&plan, &mut report))?;

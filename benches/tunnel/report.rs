@@ -17,7 +17,7 @@ pub(crate) enum Path {
 }
 
 impl Path {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::DirectTcp => "direct-tcp",
             Self::Tunnel => "tunnel",

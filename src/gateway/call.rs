@@ -2,14 +2,16 @@
 
 use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::time::{Instant, sleep_until};
@@ -21,7 +23,9 @@ use super::policy::{CallerName, Policy};
 use super::services;
 use super::target::{self, Target, advice, is_method};
 use crate::connector::DialError;
-use crate::http2::{Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of};
+use crate::http2::{
+    Gathered, Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of,
+};
 use crate::hub::{Admits, Registry, Selector, ToAgents};
 use crate::id::AgentId;
 use crate::labels::Labels;
@@ -70,11 +74,14 @@ impl Caller {
         }
     }
 
-    /// Whether there is such an agent, for a caller who may know.
+    /// Whether there is such an agent, or was, for a caller who may know.
     fn may_know(&self, agent: &AgentId, registry: &Registry, method: &str) -> bool {
-        let visible = |session: &Arc<Session>| self.may(agent, session.labels(), method);
-        registry.sessions_of(agent).iter().any(visible)
-            || (registry.knows(agent) && self.may(agent, &Labels::new(), method))
+        registry.labels_of(agent).iter().any(|labels| self.may(agent, labels, method))
+    }
+
+    /// Whether it is told what has become of an agent: who may not call it does not learn that there is one.
+    pub(super) fn may_ask(&self, agent: &AgentId, registry: &Registry, method: &str) -> bool {
+        self.may(agent, &Labels::new(), method) || self.may_know(agent, registry, method)
     }
 
     pub(super) fn denied(&self, agent: &AgentId, method: &str) -> Status {
@@ -132,17 +139,17 @@ pub(super) async fn serve(
         Box::new(move |session| caller.may(&target, session.labels(), &method))
     });
     let route = ToAgents { registry: shared.registry.clone(), wanted, admits: suits };
+    let mut body = Gathered::new(body, vec![shared.held.clone()]);
     let placed = tokio::select! {
         biased;
         placed = Placed::find(&route, None, admits) => placed,
         () = reached(deadline) => Err(expired()),
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+        // The way to the agent may take its time.
+        _ = body.gather() => return,
     };
     match placed {
-        Ok(placed) => {
-            let exchange = Exchange { placed, deadline, shared: &shared };
-            exchange.run(Request::from_parts(head, body), respond).await;
-        }
+        Ok(placed) => Exchange { placed, deadline, shared: &shared }.run(head, body, respond).await,
         Err(status) => {
             let status = match admitted.into_inner() {
                 true => status,
@@ -200,7 +207,7 @@ fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(C
 }
 
 /// The agent that a call is for, or that it is for the gateway itself.
-fn choose(shared: &Shared, caller: &Caller, head: &http::request::Parts) -> Result<Option<AgentId>, Status> {
+fn choose(shared: &Shared, caller: &Caller, head: &Parts) -> Result<Option<AgentId>, Status> {
     let suffix = shared.suffix.as_deref();
     let target = target::target(&head.headers, head.uri.authority(), suffix);
     let target = target.map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -234,8 +241,7 @@ fn unknown(agent: &AgentId, shared: &Shared, method: &str) -> Status {
 fn explain(status: Status, shared: &Shared, caller: &Caller, agent: &AgentId, method: &str) -> Status {
     let cause = std::error::Error::source(&status).and_then(|cause| cause.downcast_ref::<DialError>());
     let Some(cause) = cause else { return status };
-    // Where there is none, nobody knows the agent's labels.
-    if !caller.may(agent, &Labels::new(), method) {
+    if !caller.may_ask(agent, &shared.registry, method) {
         return caller.denied(agent, method);
     }
     match cause {
@@ -300,10 +306,10 @@ async fn serve_here(
     let (head, body) = answer.into_parts();
     let Ok(stream) = respond.send_response(Response::from_parts(head, ()), body.is_end_stream()) else { return };
     if !body.is_end_stream() {
-        let upload = Upload::new(body, stream);
+        let mut upload = pin!(Upload::new(body, stream));
         tokio::select! {
-            () = upload => {}
-            () = reached(deadline) => respond.send_reset(Reason::CANCEL),
+            () = upload.as_mut() => {}
+            () = reached(deadline) => end(upload.stream(), &expired()),
         }
     }
 }
@@ -316,15 +322,14 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn run(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn run(self, mut head: Parts, body: Gathered, mut respond: SendResponse<Bytes>) {
         let Self { placed: Placed { call, lease, mut sender }, deadline, shared } = self;
         let (idle, stall, kept) = (shared.settings.idle, shared.settings.stall, &shared.held);
         let session = call.session();
-        let (mut head, body) = request.into_parts();
         head.uri = address(head.uri, &session.authority);
         // The version is the connection's, not the call's.
         head.version = http::Version::HTTP_2;
-        let complete = body.is_end_stream();
+        let complete = body.is_empty();
         let sent = sender.send_request(Request::from_parts(head, ()), complete);
         drop(sender);
         let (mut answer, stream) = match sent {
@@ -334,7 +339,7 @@ impl Exchange<'_> {
                 return refuse(failed(session, error), &mut respond);
             }
         };
-        let mut up = (!complete).then(|| Relay::new(body, stream, stall, kept, None).without(remove_own_metadata));
+        let mut up = (!complete).then(|| Relay::new(body, stream, stall, kept).without(remove_own_metadata));
         let mut clock = Clock::new(deadline, idle);
         let answer = loop {
             tokio::select! {
@@ -370,7 +375,8 @@ impl Exchange<'_> {
         if complete {
             return;
         }
-        let mut down = Relay::new(body, stream, stall, kept, Some(lease.held()));
+        let body = Gathered::new(body, vec![kept.clone(), lease.held().clone()]);
+        let mut down = Relay::new(body, stream, stall, kept);
         clock.again(moved(&up));
         let status = loop {
             tokio::select! {

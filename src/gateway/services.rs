@@ -141,8 +141,7 @@ impl HubService {
         if !visible.is_empty() {
             return Ok(visible);
         }
-        // Who may not call an agent is not told whether there is one.
-        if !caller.may(agent, &crate::labels::Labels::new(), method) {
+        if !caller.may_ask(agent, &self.0, method) {
             return Err(caller.denied(agent, method));
         }
         Err(Status::not_found(match self.0.find(&Selector::Agent(agent.clone())) {
@@ -304,7 +303,7 @@ impl HealthService {
         match registry.find(&Selector::Agent(agent.clone())) {
             Ok(session) => caller.may(&agent, session.labels(), method).then_some(ServingStatus::Serving),
             Err(DialError::NotConnected { .. }) => None,
-            Err(_) => caller.may(&agent, &crate::labels::Labels::new(), method).then_some(ServingStatus::NotServing),
+            Err(_) => caller.may_ask(&agent, registry, method).then_some(ServingStatus::NotServing),
         }
     }
 }

@@ -20,5 +20,5 @@ pub(crate) use self::held::Held;
 pub(crate) use self::keep_alive::keep_alive;
 pub(crate) use self::placed::{Placed, address, failed};
 #[cfg(feature = "gateway")]
-pub(crate) use self::relay::{Relay, Relayed};
+pub(crate) use self::relay::{Gathered, Relay, Relayed};
 pub(crate) use self::upload::Upload;

@@ -6,7 +6,7 @@
 //! where there is too much of it, whoever takes next to nothing loses its call.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -42,74 +42,39 @@ pub(crate) enum Relayed {
     Stalled,
 }
 
-/// See the module's text. Dropping it gives up both streams.
-pub(crate) struct Relay {
+/// What has come from the sender, and was not passed on yet. Dropping it gives up the stream.
+pub(crate) struct Gathered {
     source: RecvStream,
-    sink: SendStream<Bytes>,
     queue: Queue,
     /// What comes after the data: the end, with trailers or without.
     end: Option<Option<HeaderMap>>,
     data_done: bool,
-    /// How long the receiver may take nothing while something waits for it.
-    patience: Duration,
-    waiting: Option<Waiting>,
-    moved: u64,
     /// Where what is kept is counted.
     held: Vec<Arc<Held>>,
-    /// Where too much is kept for all of them.
-    shared: Arc<Held>,
-    /// What is done to trailers.
-    trailers: fn(&mut HeaderMap),
 }
 
-/// How a receiver has taken what waits for it.
-struct Waiting {
-    /// When it last took something.
-    last: Instant,
-    /// When it last had taken a [`STEP`], and what had moved until then.
-    step: (Instant, u64),
-    /// When to look again.
-    look: Pin<Box<Sleep>>,
-}
-
-impl Relay {
-    /// What is kept counts in `shared`, which has the limit, and in `held`.
-    pub(crate) fn new(
-        source: RecvStream,
-        sink: SendStream<Bytes>,
-        patience: Duration,
-        shared: &Arc<Held>,
-        held: Option<&Arc<Held>>,
-    ) -> Self {
-        Self {
-            source,
-            sink,
-            queue: Queue::default(),
-            end: None,
-            data_done: false,
-            patience,
-            waiting: None,
-            moved: 0,
-            held: held.into_iter().chain([shared]).cloned().collect(),
-            shared: shared.clone(),
-            trailers: |_| {},
+impl Gathered {
+    /// What is kept counts in all of `held`.
+    pub(crate) fn new(source: RecvStream, held: Vec<Arc<Held>>) -> Self {
+        let mut gathered = Self { source, queue: Queue::default(), end: None, data_done: false, held };
+        if gathered.source.is_end_stream() {
+            (gathered.data_done, gathered.end) = (true, Some(None));
         }
+        gathered
     }
 
-    /// Changes trailers on their way.
-    pub(crate) fn without(mut self, change: fn(&mut HeaderMap)) -> Self {
-        self.trailers = change;
-        self
+    /// Whether nothing has come, and nothing will.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && matches!(self.end, Some(None))
     }
 
-    /// How much has gone on, to see whether there was more.
-    pub(crate) fn moved(&self) -> u64 {
-        self.moved
-    }
-
-    /// The stream to the receiver, to end it otherwise.
-    pub(crate) fn sink(&mut self) -> &mut SendStream<Bytes> {
-        &mut self.sink
+    /// Takes what comes, until the sender fails: while nobody else looks.
+    pub(crate) async fn gather(&mut self) -> h2::Error {
+        let failed = poll_fn(|cx| match self.poll_source(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(error),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        });
+        failed.await
     }
 
     /// So much more is kept.
@@ -139,10 +104,64 @@ impl Relay {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.let_go(self.queue.len());
+    }
+}
+
+/// See the module's text. Dropping it gives up both streams.
+pub(crate) struct Relay {
+    gathered: Gathered,
+    sink: SendStream<Bytes>,
+    /// How long the receiver may take nothing while something waits for it.
+    patience: Duration,
+    waiting: Option<Waiting>,
+    moved: u64,
+    /// Where too much is kept for all of them.
+    shared: Arc<Held>,
+    /// What is done to trailers.
+    trailers: fn(&mut HeaderMap),
+}
+
+/// How a receiver has taken what waits for it.
+struct Waiting {
+    /// When it last took something.
+    last: Instant,
+    /// When it last had taken a [`STEP`], and what had moved until then.
+    step: (Instant, u64),
+    /// When to look again.
+    look: Pin<Box<Sleep>>,
+}
+
+impl Relay {
+    /// A receiver may take nothing for `patience`. `shared` has the limit of what is kept for all.
+    pub(crate) fn new(gathered: Gathered, sink: SendStream<Bytes>, patience: Duration, shared: &Arc<Held>) -> Self {
+        let trailers = |_: &mut HeaderMap| {};
+        Self { gathered, sink, patience, waiting: None, moved: 0, shared: shared.clone(), trailers }
+    }
+
+    /// Changes trailers on their way.
+    pub(crate) fn without(mut self, change: fn(&mut HeaderMap)) -> Self {
+        self.trailers = change;
+        self
+    }
+
+    /// How much has gone on, to see whether there was more.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// The stream to the receiver, to end it otherwise.
+    pub(crate) fn sink(&mut self) -> &mut SendStream<Bytes> {
+        &mut self.sink
+    }
 
     /// Passes on what there is room for. Ready when it has said its last.
     fn poll_sink(&mut self, cx: &mut Context<'_>) -> Poll<Relayed> {
-        while let Some(wanted) = self.queue.front_len() {
+        while let Some(wanted) = self.gathered.queue.front_len() {
             self.sink.reserve_capacity(wanted);
             let room = self.sink.capacity();
             if room == 0 {
@@ -152,22 +171,22 @@ impl Relay {
                     Poll::Pending => return self.poll_waiting(cx),
                 }
             }
-            let data = self.queue.pop(room);
+            let data = self.gathered.queue.pop(room);
             let len = data.len();
-            self.let_go(len);
-            let last = self.queue.is_empty() && matches!(self.end, Some(None));
+            self.gathered.let_go(len);
+            let last = self.gathered.queue.is_empty() && matches!(self.gathered.end, Some(None));
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);
             }
             // Fails only for a stream that is gone, which the next poll says.
-            let _ = self.source.flow_control().release_capacity(len);
+            let _ = self.gathered.source.flow_control().release_capacity(len);
             self.moved += len as u64;
             self.took();
             if last {
                 return Poll::Ready(Relayed::Complete);
             }
         }
-        let sent = match self.end.take() {
+        let sent = match self.gathered.end.take() {
             None => {
                 // Nothing to send: the receiver may want no more, too.
                 return self.sink.poll_reset(cx).map(|_| Relayed::SinkClosed);
@@ -204,7 +223,7 @@ impl Relay {
 
     /// The receiver has taken something.
     fn took(&mut self) {
-        if self.queue.is_empty() {
+        if self.gathered.queue.is_empty() {
             self.waiting = None;
         }
         if let Some(waiting) = &mut self.waiting {
@@ -216,18 +235,12 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.let_go(self.queue.len());
-    }
-}
-
 impl Future for Relay {
     type Output = Relayed;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Relayed> {
         let this = &mut *self;
-        if let Poll::Ready(Err(error)) = this.poll_source(cx) {
+        if let Poll::Ready(Err(error)) = this.gathered.poll_source(cx) {
             return Poll::Ready(Relayed::SourceFailed(error));
         }
         this.poll_sink(cx)

@@ -34,6 +34,12 @@ where
     pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
         Self { body, stream, held: None, after: None, end: None }
     }
+
+    /// The stream, to end it otherwise.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn stream(self: Pin<&mut Self>) -> &mut SendStream<Bytes> {
+        self.project().stream
+    }
 }
 
 impl<B> Future for Upload<B>

@@ -91,6 +91,11 @@ impl Candidate for Arc<Session> {
     fn load(&self) -> usize {
         self.calls()
     }
+
+    #[cfg(feature = "gateway")]
+    fn labels(&self) -> Arc<Labels> {
+        self.shared_labels()
+    }
 }
 
 impl Registry {
@@ -163,10 +168,10 @@ impl Registry {
         self.lock().roster.handles_of(agent).cloned().collect()
     }
 
-    /// Whether an agent has been seen lately.
+    /// The labels of an agent's tunnels; of its last one, if it is away. None if nobody remembers it.
     #[cfg(feature = "gateway")]
-    pub(crate) fn knows(&self, agent: &AgentId) -> bool {
-        self.lock().roster.knows(agent)
+    pub(crate) fn labels_of(&self, agent: &AgentId) -> Vec<Arc<Labels>> {
+        self.lock().roster.labels_of(agent)
     }
 
     /// Refuses everything from now on, and hands over what there is to be drained.

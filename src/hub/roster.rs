@@ -97,6 +97,9 @@ pub(crate) trait Candidate: Clone {
     fn is_suspect(&self) -> bool;
     /// Its calls in flight.
     fn load(&self) -> usize;
+    /// What a policy knows it by.
+    #[cfg(feature = "gateway")]
+    fn labels(&self) -> Arc<Labels>;
 }
 
 /// A tunnel that has just been authenticated.
@@ -142,10 +145,18 @@ pub(crate) struct Roster<T> {
     agents: HashMap<AgentId, Vec<TunnelId>>,
     /// Those that can be called.
     groups: HashMap<Selector, Group<T>>,
-    gone: HashMap<AgentId, Disconnected>,
+    gone: HashMap<AgentId, Departed>,
     closing: bool,
     /// What has happened and was not told yet.
     events: Vec<HubEvent>,
+}
+
+/// What is remembered of an agent that is away.
+struct Departed {
+    why: Disconnected,
+    /// Of its last tunnel.
+    #[cfg(feature = "gateway")]
+    labels: Arc<Labels>,
 }
 
 struct Group<T> {
@@ -259,7 +270,9 @@ impl<T: Candidate> Roster<T> {
     /// A tunnel has ended.
     pub(crate) fn leave(&mut self, id: TunnelId, why: Disconnected) {
         let was_ready = self.leave_groups(id);
-        let Some(agent) = self.members.remove(&id).map(|member| member.newcomer.agent) else { return };
+        let Some(Newcomer { agent, handle, .. }) = self.members.remove(&id).map(|member| member.newcomer) else {
+            return;
+        };
         let mut last = false;
         if let Some(others) = self.agents.get_mut(&agent) {
             others.retain(|other| *other != id);
@@ -274,7 +287,12 @@ impl<T: Candidate> Roster<T> {
             if self.gone.len() >= REMEMBERED && !self.gone.contains_key(&agent) {
                 self.gone.clear();
             }
-            self.gone.insert(agent.clone(), why.clone());
+            let departed = Departed {
+                why: why.clone(),
+                #[cfg(feature = "gateway")]
+                labels: handle.labels(),
+            };
+            self.gone.insert(agent.clone(), departed);
         }
         self.events.push(HubEvent::Closed { agent_id: agent, tunnel_id: id, why });
     }
@@ -313,7 +331,10 @@ impl<T: Candidate> Roster<T> {
         if of_agent().any(|handle| !handle.is_closed()) {
             return DialError::Draining { agent };
         }
-        match of_agent().find_map(Candidate::gone).or_else(|| self.gone.get(&agent).cloned()) {
+        match of_agent()
+            .find_map(Candidate::gone)
+            .or_else(|| self.gone.get(&agent).map(|departed| departed.why.clone()))
+        {
             Some(gone) => DialError::Disconnected { agent, gone },
             None => DialError::NotConnected { agent },
         }
@@ -340,10 +361,14 @@ impl<T: Candidate> Roster<T> {
         self.agents.contains_key(agent)
     }
 
-    /// Whether an agent has been seen lately: it has a tunnel, or its goodbye is remembered.
+    /// The labels of an agent's tunnels; of its last one, if it is away. None if nobody remembers it.
     #[cfg(feature = "gateway")]
-    pub(crate) fn knows(&self, agent: &AgentId) -> bool {
-        self.agents.contains_key(agent) || self.gone.contains_key(agent)
+    pub(crate) fn labels_of(&self, agent: &AgentId) -> Vec<Arc<Labels>> {
+        let mut labels: Vec<_> = self.handles_of(agent).map(Candidate::labels).collect();
+        if labels.is_empty() {
+            labels.extend(self.gone.get(agent).map(|departed| departed.labels.clone()));
+        }
+        labels
     }
 
     fn ready_of(&self, agent: &AgentId) -> impl Iterator<Item = &Newcomer<T>> {

@@ -430,6 +430,10 @@ impl AsyncWrite for TunnelIo {
         // The rest of a write that the end of a packet cut in two is as much part of something large.
         let bulk = total >= BULK || this.cut;
         this.cut = total < offered;
+        if bulk {
+            // The flush that had a turn was of what came before: HTTP/2 flushes after each frame.
+            (this.held_a_turn, this.read_a_turn) = (false, false);
+        }
         this.held.reserve(if bulk && this.held.is_empty() { WRITE_MAX } else { total });
         for buf in bufs {
             let room = full - this.held.len();

@@ -171,6 +171,11 @@ impl Session {
         let _ = self.labels.set(labels);
     }
 
+    #[cfg(feature = "gateway")]
+    pub(crate) fn shared_labels(&self) -> Arc<Labels> {
+        self.labels.get().cloned().unwrap_or_default()
+    }
+
     pub(crate) fn labels(&self) -> &Labels {
         static NONE: Labels = Labels::new();
         self.labels.get().map_or(&NONE, |labels| labels)

@@ -51,6 +51,11 @@ impl Candidate for Fake {
     fn load(&self) -> usize {
         self.0.load.get()
     }
+
+    #[cfg(feature = "gateway")]
+    fn labels(&self) -> Arc<Labels> {
+        Arc::default()
+    }
 }
 
 fn agent(n: u8) -> AgentId {
