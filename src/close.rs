@@ -34,7 +34,8 @@ pub enum CloseReason {
     },
     /// The same agent opened a newer tunnel, which took this one's place.
     Replaced,
-    /// The agent may not be what it was granted any more: its key or certificate was revoked, removed or has expired.
+    /// The agent may not be what it was granted any more: its key or certificate was revoked, removed or has expired, or
+    /// it is granted other labels now, which it gets when it connects again.
     Revoked {
         /// Why.
         reason: String,

@@ -406,7 +406,7 @@ async fn agent_whose_key_is_taken_back_is_sent_away() {
     std::fs::write(&revoked, "").unwrap();
     let keys = AuthorizedKeys::open(&file).unwrap().revoked_keys(&revoked).unwrap();
     let hub = bind(Hub::builder(fleet.host.clone()).authorizer(keys)).await;
-    let _a = fleet.start(&hub, fleet.agent("a")).await;
+    let _a = fleet.start(&hub, fleet.agent("a").backoff(SECOND / 10, SECOND, SECOND)).await;
     let known = HostKeys::public_key(fleet.host.public_key());
     let b = Agent::builder("b", other.clone()).host_keys(known).connect(hub.local_addr().to_string()).await.unwrap();
     let (of_a, of_b) = (soon("a", hub.wait_for("a")).await.unwrap(), soon("b", hub.wait_for("b")).await.unwrap());
@@ -424,7 +424,14 @@ async fn agent_whose_key_is_taken_back_is_sent_away() {
     let again = Agent::builder("b", other).host_keys(HostKeys::public_key(fleet.host.public_key()));
     again.connect(hub.local_addr().to_string()).await.expect_err("a revoked key");
 
-    // The same for a line that is removed.
+    // With other labels an agent has to come back, and does.
+    std::fs::write(&file, line("a", &fleet.key).replace("rome", "oslo")).unwrap();
+    let gone = soon("a's end", of_a.closed()).await;
+    assert!(matches!(&gone.reason, CloseReason::Revoked { reason } if reason.contains("labels")), "{gone}");
+    let of_a = soon("a", hub.wait_for("a")).await.unwrap();
+    assert_eq!(of_a.info().label("site"), Some("oslo"));
+
+    // A line that is removed.
     let begun = Instant::now();
     std::fs::write(&file, "# nobody\n").unwrap();
     soon("a's end", of_a.closed()).await;

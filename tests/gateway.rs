@@ -418,6 +418,11 @@ async fn deadlines_hold_for_caller_and_handler() {
         rig.echo.wait_until("the end of the handler", |counts| counts.cancelled == before + 1).await;
         assert!(begun.elapsed() < limit + SECOND);
     }
+    // The hub's own streams, too.
+    let begun = Instant::now();
+    let answer = call_here(&client, None, "/dialback.v1.Hub/WatchAgents").await;
+    assert!(code(&answer) == Code::DeadlineExceeded && !answer.data.is_empty(), "{answer:?}");
+    assert!(begun.elapsed() >= 2 * SECOND);
 }
 
 #[tokio::test]

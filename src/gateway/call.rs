@@ -21,7 +21,7 @@ use super::builder::Shared;
 use super::callers::authenticate;
 use super::policy::{CallerName, Policy};
 use super::services;
-use super::target::{self, Target, advice, is_method};
+use super::target::{self, AGENT_METADATA, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{
     Gathered, Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of,
@@ -60,6 +60,7 @@ impl Client {
 /// Who calls, as far as the gateway knows, and by what policy.
 #[derive(Clone)]
 pub(super) struct Caller {
+    peer: SocketAddr,
     pub(super) name: Option<CallerName>,
     /// None where everybody may call everything.
     pub(super) policy: Option<Arc<Policy>>,
@@ -84,8 +85,10 @@ impl Caller {
         self.may(agent, &Labels::new(), method) || self.may_know(agent, registry, method)
     }
 
+    /// Logs it, too.
     pub(super) fn denied(&self, agent: &AgentId, method: &str) -> Status {
         let name = self.name.as_ref().map_or("nobody", CallerName::as_str);
+        tracing::warn!(peer = %self.peer, caller = name, %agent, method, "call denied");
         Status::permission_denied(format!("caller `{name}` may not call {method} of agent `{agent}`"))
     }
 }
@@ -103,7 +106,7 @@ pub(super) async fn serve(
     }
     let ends = [timeout_of(&head.headers), shared.settings.total].into_iter().flatten().min();
     let deadline = ends.and_then(|limit| Instant::now().checked_add(limit));
-    let (caller, _place) = match admit(&shared, &client, &mut head.headers) {
+    let (caller, _place) = match admit(&shared, &client, &mut head) {
         Ok(admitted) => admitted,
         Err(status) => return refuse(status, &mut respond),
     };
@@ -155,10 +158,6 @@ pub(super) async fn serve(
                 true => status,
                 false => explain(status, &shared, &caller, &target, &method),
             };
-            if matches!(status.code(), Code::PermissionDenied) {
-                let name = caller.name.as_ref().map(CallerName::as_str);
-                tracing::warn!(peer = %client.peer, caller = name, agent = %target, method, "call denied");
-            }
             refuse(status, &mut respond);
         }
     }
@@ -188,13 +187,14 @@ fn say(answer: Response<()>, respond: &mut SendResponse<Bytes>) {
 }
 
 /// Makes out the caller, and counts the call.
-fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(Caller, super::limits::Place), Status> {
+fn admit(shared: &Shared, client: &Client, head: &mut Parts) -> Result<(Caller, super::limits::Place), Status> {
     let policy = shared.policy.as_ref().map(super::callers::PolicyFile::current);
     let name = match &policy {
         None => None,
-        Some(policy) => Some(authenticate(policy, headers, &client.names).map_err(|error| {
+        Some(policy) => Some(authenticate(policy, &mut head.headers, &client.names).map_err(|error| {
             // A stranger can cause this at will, so it is no warning.
-            tracing::info!(peer = %client.peer, %error, "caller not known");
+            let (agent, uri) = (head.headers.get(AGENT_METADATA), &head.uri);
+            tracing::info!(peer = %client.peer, %error, ?agent, %uri, "caller not known");
             Status::unauthenticated(error.to_string())
         })?),
     };
@@ -203,7 +203,7 @@ fn admit(shared: &Shared, client: &Client, headers: &mut HeaderMap) -> Result<(C
         let limit = shared.in_flight.limit();
         Status::resource_exhausted(format!("{limit} calls are in flight for this caller, which is the limit"))
     })?;
-    Ok((Caller { name, policy }, place))
+    Ok((Caller { peer: client.peer, name, policy }, place))
 }
 
 /// The agent that a call is for, or that it is for the gateway itself.

@@ -36,7 +36,12 @@ async fn ask(session: Arc<Session>, authorizer: Arc<dyn Authorizer>) {
     let Some(proof) = session.proof() else { return };
     match tokio::time::timeout(PATIENCE, authorizer.authorize(&proof.claim)).await {
         // A file that cannot be read keeps newcomers out; whoever is in was let in by one that could.
-        Err(_) | Ok(Ok(_) | Err(Denied::Unavailable { .. })) => {}
+        Err(_) | Ok(Err(Denied::Unavailable { .. })) => {}
+        // Policies and groups go by labels; with new ones it has to come back.
+        Ok(Ok(grant)) if grant != proof.grant => {
+            session.close(CloseReason::Revoked { reason: "its labels have changed, and it may connect again".into() });
+        }
+        Ok(Ok(_)) => {}
         Ok(Err(denied)) => session.close(CloseReason::Revoked { reason: denied.to_string() }),
     }
 }

@@ -59,7 +59,8 @@ pub trait Authorizer: Send + Sync + 'static {
     }
 
     /// How often a hub asks again for each live tunnel, to end it when what was granted has been taken back (all but
-    /// [`Denied::Unavailable`] takes back); never if there is none. Default: every minute.
+    /// [`Denied::Unavailable`] takes back) or is another grant, which the agent gets when it comes back; never if there is
+    /// none. An authorizer that never answers the same twice should say none. Default: every minute.
     fn recheck_every(&self) -> Option<Duration> {
         Some(Duration::from_secs(60))
     }
