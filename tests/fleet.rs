@@ -10,7 +10,7 @@ use std::{
 use common::{
     echo::{Echo, payload, pb::echo_client::EchoClient, steered},
     faults::{in_flight, until, within},
-    proxy::{Proxy, Way},
+    proxy::{Cut, Proxy, Way},
     rig::{AGENT, BRISK, Rig, serve, soon},
 };
 use dialback::{
@@ -190,6 +190,24 @@ async fn call_to_an_agent_that_is_away_says_since_when_or_waits_for_it() {
     })
     .await;
     assert!(status.message().contains("away since") && took >= SECOND / 5, "{status} after {took:?}");
+}
+
+/// A tunnel may be lost just when a call has found it.
+#[tokio::test]
+async fn call_that_waits_goes_on_waiting_when_its_tunnel_is_lost() {
+    let rig = Rig::builder().proxy().eager().start().await;
+    let impatient = EchoClient::new(rig.hub.channel(AGENT).unwrap());
+    let patient = EchoClient::new(rig.hub.channel(AGENT).unwrap().wait_for_ready(20 * SECOND));
+    rig.proxy().stall(Way::Both);
+    let [impatient, patient] =
+        [impatient, patient].map(|mut client| tokio::spawn(async move { client.unary(payload("across")).await }));
+    tokio::time::sleep(SECOND / 5).await;
+    rig.proxy().cut(Cut::Reset);
+    rig.proxy().resume(Way::Both);
+    let refused = soon("the refusal", impatient).await.unwrap().expect_err("its tunnel is lost");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let answer = soon("the answer", patient).await.unwrap().expect("it waits for the next tunnel");
+    assert_eq!(answer.into_inner(), payload("across"));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Finds the connection for a call.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -22,12 +22,13 @@ pub(crate) struct Placed {
 
 impl Placed {
     /// Finds a tunnel that `admits` does not refuse, and a connection. When that fails for one tunnel, another is tried,
-    /// once. Where there is no tunnel this waits for `patience`, if that is given.
+    /// once. Where there is no tunnel, or no other, this waits for `patience`, if that is given.
     pub(crate) async fn find(
         route: &dyn Route,
         patience: Option<Duration>,
         admits: impl Fn(&Session) -> Result<(), Status>,
     ) -> Result<Self, Status> {
+        let since = Instant::now();
         let mut retried = false;
         let mut session = match (route.session(), patience) {
             (Err(error), Some(limit)) if error.may_pass() => route.wait(limit).await?,
@@ -46,7 +47,10 @@ impl Placed {
                 Some(successor) => successor,
                 // The connection had just ended, and its tunnel stands.
                 None if !session.is_closed() && matches!(error, DialError::ConnectionEnded { .. }) => session,
-                None => return Err(error.into()),
+                None => match patience.and_then(|limit| limit.checked_sub(since.elapsed())) {
+                    Some(left) if session.is_closed() => route.wait(left).await?,
+                    _ => return Err(error.into()),
+                },
             };
         }
     }
