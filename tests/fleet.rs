@@ -259,40 +259,79 @@ async fn newcomer_is_told_why_it_is_not_wanted() {
 
 /// A tunnel whose other end has vanished does not keep out the agent's next one, whatever the policy, and takes no calls
 /// from it. Its agent is another process, so nothing but a sign of life tells them apart.
-async fn half_open_tunnel_gives_way(policy: TunnelPolicy) {
-    let fleet = Fleet::new();
+/// `key` is the newcomer's.
+async fn half_open_tunnel_gives_way(policy: TunnelPolicy, fleet: Fleet, key: PrivateKey) {
     // Long keepalives: it is not they who find out.
     let minute = 60 * SECOND;
-    let hub = bind(fleet.hub().tunnel_policy(policy).keepalive(minute, 3)).await;
+    let allowed = fleet.allowed().allow(AGENT, key.public_key()).unwrap();
+    let hub = bind(fleet.hub().authorizer(allowed).tunnel_policy(policy).keepalive(minute, 3)).await;
     let proxy = Proxy::to(hub.local_addr()).await;
     let old = Member::start(fleet.agent(AGENT).keepalive(minute, 3), &proxy.address().to_string()).await;
     let tunnel = soon("the agent", hub.wait_for(AGENT)).await.unwrap();
     call(hub.channel(AGENT).unwrap(), 1).await;
     proxy.stall(Way::Both);
 
+    let other_key = key.public_key() != fleet.key.public_key();
+    let fleet = Fleet { key, ..fleet };
     let new = fleet.agent(AGENT).keepalive(minute, 3);
     let (new, took) = within(8 * SECOND, "the newcomer", fleet.start(&hub, new)).await;
     let (_, calls) = within(SECOND, "twenty calls", call(hub.channel(AGENT).unwrap(), 20)).await;
     assert_eq!((old.calls(), new.calls()), (1, 20));
     let (gone, _) = within(8 * SECOND, "the old tunnel's end", tunnel.closed()).await;
-    let expected = if policy == TunnelPolicy::Replace { CloseReason::Replaced } else { CloseReason::KeepaliveTimeout };
-    assert_eq!(gone.reason, expected);
+    let replaced = policy == TunnelPolicy::Replace && !other_key;
+    assert_eq!(gone.reason, if replaced { CloseReason::Replaced } else { CloseReason::KeepaliveTimeout });
     eprintln!("{policy:?}: in after {took:?}, twenty calls in {calls:?}");
 }
 
 #[tokio::test]
 async fn half_open_tunnel_gives_way_in_a_pool() {
-    half_open_tunnel_gives_way(TunnelPolicy::Pool).await;
+    let fleet = Fleet::new();
+    let key = fleet.key.clone();
+    half_open_tunnel_gives_way(TunnelPolicy::Pool, fleet, key).await;
 }
 
 #[tokio::test]
 async fn half_open_tunnel_gives_way_to_the_newest() {
-    half_open_tunnel_gives_way(TunnelPolicy::Replace).await;
+    let fleet = Fleet::new();
+    let key = fleet.key.clone();
+    half_open_tunnel_gives_way(TunnelPolicy::Replace, fleet, key).await;
 }
 
 #[tokio::test]
 async fn half_open_tunnel_does_not_reject_its_successor() {
-    half_open_tunnel_gives_way(TunnelPolicy::Reject).await;
+    let fleet = Fleet::new();
+    let key = fleet.key.clone();
+    half_open_tunnel_gives_way(TunnelPolicy::Reject, fleet, key).await;
+}
+
+/// A live one keeps another key out; a dead one does not.
+#[tokio::test]
+async fn half_open_tunnel_gives_way_to_another_key() {
+    for policy in [TunnelPolicy::Pool, TunnelPolicy::Replace] {
+        half_open_tunnel_gives_way(policy, Fleet::new(), PrivateKey::generate()).await;
+    }
+}
+
+/// Whoever is busy on a slow path answers late, and is no more dead for that when a replica joins.
+#[tokio::test]
+async fn busy_member_on_a_slow_path_outlives_the_arrival_of_another() {
+    let fleet = Fleet::new();
+    let minute = 60 * SECOND;
+    let hub = bind(fleet.hub().keepalive(minute, 3)).await;
+    let proxy = Proxy::to(hub.local_addr()).await;
+    let one = Member::start(fleet.agent(AGENT).keepalive(minute, 3), &proxy.address().to_string()).await;
+    let tunnel = soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    proxy.set(Way::Both, |link| link.rate = Some(200_000));
+    let mut client = EchoClient::new(hub.channel(AGENT).unwrap());
+    let order = steered(payload(""), &[("echo-count", "1000"), ("echo-size", "65536")]);
+    let mut slow = client.download(order).await.unwrap().into_inner();
+    // Until seconds' worth of it waits for the path.
+    tokio::time::sleep(2 * SECOND).await;
+    let _two = fleet.start(&hub, fleet.agent(AGENT)).await;
+    until("both can be called", || hub.tunnels().len() == 2).await;
+    assert!(timeout(8 * SECOND, tunnel.closed()).await.is_err(), "it was taken for dead");
+    soon("a message", slow.message()).await.expect("the call goes on");
+    assert_eq!(one.calls(), 1);
 }
 
 /// B4, for an agent that lives on: it takes the place of the tunnel that it has lost and the hub still believes in.

@@ -861,6 +861,31 @@ async fn caller_reaches_those_of_a_pool_that_its_policy_allows() {
     assert_eq!(code(&answer), Code::Unavailable, "{answer:?}");
 }
 
+/// A connection that nobody known uses is ended, however often it tries.
+#[tokio::test]
+async fn strangers_do_not_keep_their_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.toml");
+    fs::write(&file, format!("[[caller]]\nname = \"ops\"\ntoken-sha256 = [\"{}\"]\n", hash("o-token"))).unwrap();
+    let rig = Rig::start().await;
+    let gateway = bind(Gateway::builder(&rig.hub).policy(PolicyFile::open(&file).unwrap())).await;
+    let list = "/dialback.v1.Hub/ListAgents";
+    let known = RawClient::connect(gateway.local_addr()).await;
+    assert_eq!(code(&call_here(&known, Some("o-token"), list).await), Code::Ok);
+    let (silent, busy) =
+        (RawClient::connect(gateway.local_addr()).await, RawClient::connect(gateway.local_addr()).await);
+    let begun = Instant::now();
+    while begun.elapsed() < 28 * SECOND {
+        assert_eq!(code(&call_here(&busy, Some("guess"), list).await), Code::Unauthenticated);
+        tokio::time::sleep(SECOND).await;
+    }
+    for stranger in [silent, busy] {
+        let _ = soon("the end", stranger.connection).await.expect("no panic"); // with an error or without
+    }
+    assert!(begun.elapsed() < 35 * SECOND, "{:?}", begun.elapsed());
+    assert_eq!(code(&call_here(&known, Some("o-token"), list).await), Code::Ok);
+}
+
 /// A call to the gateway's own services.
 async fn call_here(client: &RawClient, token: Option<&str>, path: &str) -> Answer {
     let mut request = Request::post(format!("http://127.0.0.1{path}")).body(()).unwrap();
