@@ -70,7 +70,7 @@ impl TunnelChannel {
     }
 
     async fn send_once(&self, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
-        exchange(Placed::find(&*self.route, self.patience, |_| Ok(())).await?, request).await
+        exchange(Placed::find(&*self.route, self.patience).await?, request).await
     }
 }
 

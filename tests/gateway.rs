@@ -589,6 +589,34 @@ async fn agent_that_does_not_read_costs_the_caller_one_call() {
     assert_eq!(code(&client.call(to_agent(UNARY), b"").await.unwrap()), Code::Ok);
 }
 
+/// C1: an upload that nobody reads may take the window of its connection, and then others get another connection.
+#[tokio::test]
+async fn upload_that_nobody_reads_keeps_no_others_from_the_agent() {
+    let (_hub, _agent, gateway, client) = start_raw(
+        |gateway| gateway,
+        |request, mut respond| async move {
+            let is_chat = request.uri().path() == CHAT;
+            let mut body = request.into_body();
+            while !is_chat && let Some(data) = body.data().await {
+                body.flow_control().release_capacity(data.unwrap().len()).unwrap();
+            }
+            if is_chat {
+                // It reads nothing, and h2's window for a whole connection is 64 KiB.
+                let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+                return;
+            }
+            respond.send_response(head(), false).unwrap().send_trailers(trailers("0")).unwrap();
+        },
+    )
+    .await;
+    let (_answer, mut body) = client.begin(to_agent(CHAT)).await;
+    body.send_data(vec![0; 1 << 20].into(), false).unwrap();
+    tokio::time::sleep(3 * SECOND).await;
+    let other = RawClient::connect(gateway.local_addr()).await;
+    let answer = soon("another's answer", other.call(to_agent(UNARY), &[0; 100])).await.unwrap();
+    assert_eq!(code(&answer), Code::Ok);
+}
+
 /// C3: a million small messages to a caller who reads slowly cost the agent's connection nothing: h2 would end it.
 #[tokio::test]
 async fn small_messages_to_a_slow_caller_harm_nobody() {
@@ -850,7 +878,29 @@ async fn caller_reaches_those_of_a_pool_that_its_policy_allows() {
         assert_eq!(code(&client.call(request, b"").await.unwrap()), Code::Ok);
     }
     assert_eq!([0, 1].map(|n: usize| agents[n].1.counts().started), [40, 0]);
+    // Its health is that of those that the caller may call, not of any.
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel_to(&gateway, "hub.example.com").await);
+    for _ in 0..20 {
+        let mut check = tonic::Request::new(tonic_health::pb::HealthCheckRequest { service: AGENT.into() });
+        check.metadata_mut().insert("authorization", bearer("o-token").parse().unwrap());
+        assert_eq!(health.check(check).await.unwrap().into_inner().status, 1);
+    }
+    // While the one that it may call is away, no other takes its place.
+    let (first, _) = agents.remove(0);
+    soon("the first one's goodbye", first.shutdown(SECOND)).await;
+    for _ in 0..20 {
+        let mut request = to_agent(UNARY);
+        request.headers_mut().insert("authorization", bearer("o-token").parse().unwrap());
+        let answer = client.call(request, b"").await.unwrap();
+        assert!(matches!(code(&answer), Code::Unavailable | Code::PermissionDenied), "{answer:?}");
+    }
+    assert_eq!(agents[0].1.counts().started, 0);
+    let first = Agent::builder(AGENT, key.clone()).host_keys(HostKeys::public_key(host.public_key()));
+    let first = first.label("v", "1").connect(hub.local_addr().to_string()).await.unwrap();
+    agents.push((first, Echo::default()));
+    until("both can be called", || hub.tunnels().len() == 2).await;
     // The labels of the last one to leave say who may know that it is away.
+    agents.reverse();
     while let Some((agent, _)) = agents.pop() {
         drop(agent);
         until("it is away", || hub.tunnels().len() == agents.len()).await;

@@ -132,6 +132,7 @@ enum Greeting {
 /// Looks at what a client says first, and leaves it to be read.
 async fn greeting(stream: &TcpStream) -> io::Result<Greeting> {
     let mut seen = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(5);
     loop {
         stream.readable().await?;
         let len = stream.peek(&mut seen).await?;
@@ -150,7 +151,8 @@ async fn greeting(stream: &TcpStream) -> io::Result<Greeting> {
             return Ok(Greeting::Other);
         }
         // Part of it is there, and `readable` would say so at once.
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(Duration::from_secs(1));
     }
 }
 

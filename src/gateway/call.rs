@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status, body::Body};
 
 use super::builder::Shared;
@@ -29,7 +29,6 @@ use crate::http2::{
 use crate::hub::{Admits, Registry, Selector, ToAgents};
 use crate::id::AgentId;
 use crate::labels::Labels;
-use crate::ssh::Session;
 
 /// The metadata by which an agent learns the name of the caller, by the gateway's policy. Nobody else can set it.
 pub const CALLER_METADATA: &str = "dialback-caller";
@@ -129,23 +128,16 @@ pub(super) async fn serve(
         let value = HeaderValue::from_str(name.as_str()).unwrap_or(HeaderValue::from_static("")); // it is plain ASCII
         head.headers.insert(CALLER_METADATA, value);
     }
-    let admitted = AtomicBool::new(false);
-    let admits = |session: &Session| {
-        let may = caller.may(&target, session.labels(), &method);
-        admitted.store(may, Ordering::Relaxed);
-        if may { Ok(()) } else { Err(caller.denied(&target, &method)) }
-    };
-    let wanted = Selector::Agent(target.clone());
     // The tunnels of a pool may have other labels each.
     let suits = caller.policy.is_some().then(|| -> Admits {
         let (caller, target, method) = (caller.clone(), target.clone(), method.clone());
         Box::new(move |session| caller.may(&target, session.labels(), &method))
     });
-    let route = ToAgents { registry: shared.registry.clone(), wanted, admits: suits };
+    let route = ToAgents { registry: shared.registry.clone(), wanted: Selector::Agent(target.clone()), admits: suits };
     let mut body = Gathered::new(body, vec![shared.held.clone()]);
     let placed = tokio::select! {
         biased;
-        placed = Placed::find(&route, None, admits) => placed,
+        placed = Placed::find(&route, None) => placed.map_err(|error| explain(error, &shared, &caller, &target, &method)),
         () = reached(deadline) => Err(expired()),
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
         // The way to the agent may take its time.
@@ -153,13 +145,7 @@ pub(super) async fn serve(
     };
     match placed {
         Ok(placed) => Exchange { placed, deadline, shared: &shared }.run(head, body, respond).await,
-        Err(status) => {
-            let status = match admitted.into_inner() {
-                true => status,
-                false => explain(status, &shared, &caller, &target, &method),
-            };
-            refuse(status, &mut respond);
-        }
+        Err(status) => refuse(status, &mut respond),
     }
 }
 
@@ -238,15 +224,13 @@ fn unknown(agent: &AgentId, shared: &Shared, method: &str) -> Status {
 }
 
 /// Why no tunnel was found, as this caller may know it: who may not call an agent is not told whether there is one.
-fn explain(status: Status, shared: &Shared, caller: &Caller, agent: &AgentId, method: &str) -> Status {
-    let cause = std::error::Error::source(&status).and_then(|cause| cause.downcast_ref::<DialError>());
-    let Some(cause) = cause else { return status };
+fn explain(error: DialError, shared: &Shared, caller: &Caller, agent: &AgentId, method: &str) -> Status {
     if !caller.may_ask(agent, &shared.registry, method) {
         return caller.denied(agent, method);
     }
-    match cause {
+    match error {
         DialError::NotConnected { .. } => unknown(agent, shared, method),
-        _ => status,
+        error => error.into(),
     }
 }
 
@@ -297,19 +281,33 @@ async fn serve_here(
     let mut request = request.map(|stream| Body::new(ReceivedBody::new(stream)));
     request.extensions_mut().insert(caller);
     let Some(service) = shared.services.find(request.uri().path()) else { return }; // it was found before
+    let stall = shared.settings.stall;
     let answer = tokio::select! {
         biased;
         answer = service(request) => answer,
         () = reached(deadline) => return refuse(expired(), &mut respond),
+        // Nothing here takes its time but the rest of the request.
+        () = sleep(stall) => return refuse(Status::deadline_exceeded("the request is not complete"), &mut respond),
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
     let (head, body) = answer.into_parts();
     let Ok(stream) = respond.send_response(Response::from_parts(head, ()), body.is_end_stream()) else { return };
     if !body.is_end_stream() {
         let mut upload = pin!(Upload::new(body, stream));
-        tokio::select! {
-            () = upload.as_mut() => {}
-            () = reached(deadline) => end(upload.stream(), &expired()),
+        let mut before = None;
+        loop {
+            tokio::select! {
+                () = upload.as_mut() => return,
+                () = reached(deadline) => return end(upload.stream(), &expired()),
+                () = sleep(stall) => {
+                    let now = upload.waits();
+                    if now.is_some() && now == before {
+                        // A status would wait behind what is not taken.
+                        return upload.stream().send_reset(Reason::ENHANCE_YOUR_CALM);
+                    }
+                    before = now;
+                }
+            }
         }
     }
 }
@@ -339,8 +337,11 @@ impl Exchange<'_> {
                 return refuse(failed(session, error), &mut respond);
             }
         };
-        let mut up = (!complete).then(|| Relay::new(body, stream, stall, kept).without(remove_own_metadata));
+        let mut up =
+            (!complete).then(|| Relay::new(body, stream, stall, kept).on(lease.held()).without(remove_own_metadata));
         let mut clock = Clock::new(deadline, idle);
+        // What an upload that has ended had moved.
+        let mut before = 0;
         let answer = loop {
             tokio::select! {
                 biased;
@@ -349,13 +350,13 @@ impl Exchange<'_> {
                     Relayed::SourceFailed(_) => return, // the caller is gone
                     Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
                     // The agent may answer before it has heard all.
-                    Relayed::Complete | Relayed::SinkClosed => up = None,
+                    Relayed::Complete | Relayed::SinkClosed => before = take_moved(&mut up),
                 },
                 _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
                 why = clock.rings() => match why {
                     Rings::Deadline => return refuse(expired(), &mut respond),
-                    Rings::Idle if moved(&up) == clock.moved => return refuse(idled(), &mut respond),
-                    Rings::Idle => clock.again(moved(&up)),
+                    Rings::Idle if before + moved(&up) == clock.moved => return refuse(idled(), &mut respond),
+                    Rings::Idle => clock.again(before + moved(&up)),
                 },
             }
         };
@@ -377,7 +378,7 @@ impl Exchange<'_> {
         }
         let body = Gathered::new(body, vec![kept.clone(), lease.held().clone()]);
         let mut down = Relay::new(body, stream, stall, kept);
-        clock.again(moved(&up));
+        clock.again(before + moved(&up));
         let status = loop {
             tokio::select! {
                 biased;
@@ -392,12 +393,12 @@ impl Exchange<'_> {
                 ended = next(&mut up) => match ended {
                     Relayed::SourceFailed(_) => return, // the caller is gone
                     Relayed::Stalled => break stalled("the agent", stall),
-                    Relayed::Complete | Relayed::SinkClosed => up = None,
+                    Relayed::Complete | Relayed::SinkClosed => before = take_moved(&mut up),
                 },
                 why = clock.rings() => match why {
                     Rings::Deadline => break expired(),
-                    Rings::Idle if moved(&up) + down.moved() == clock.moved => break idled(),
-                    Rings::Idle => clock.again(moved(&up) + down.moved()),
+                    Rings::Idle if before + moved(&up) + down.moved() == clock.moved => break idled(),
+                    Rings::Idle => clock.again(before + moved(&up) + down.moved()),
                 },
             }
         };
@@ -415,6 +416,11 @@ async fn next(up: &mut Option<Relay>) -> Relayed {
 
 fn moved(up: &Option<Relay>) -> u64 {
     up.as_ref().map_or(0, Relay::moved)
+}
+
+/// Lets go of a request's direction that has ended, and says what it had moved.
+fn take_moved(up: &mut Option<Relay>) -> u64 {
+    up.take().map_or(0, |relay| relay.moved())
 }
 
 /// Ends an answer that has begun.

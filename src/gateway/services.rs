@@ -287,7 +287,12 @@ impl Watch {
 
     /// Whether the client is still there.
     async fn say(&self, event: Event) -> bool {
-        self.sender.send(Ok(pb::WatchAgentsResponse { event: Some(event) })).await.is_ok()
+        let mut stage = self.hub.1.clone();
+        tokio::select! {
+            biased;
+            said = self.sender.send(Ok(pb::WatchAgentsResponse { event: Some(event) })) => said.is_ok(),
+            _ = farewell(&mut stage) => false, // it does not even take what there is
+        }
     }
 }
 
@@ -300,11 +305,12 @@ impl HealthService {
             return Some(ServingStatus::Serving);
         }
         let agent: AgentId = service.parse().ok()?;
-        match registry.find(&Selector::Agent(agent.clone())) {
-            Ok(session) => caller.may(&agent, session.labels(), method).then_some(ServingStatus::Serving),
-            Err(DialError::NotConnected { .. }) => None,
-            Err(_) => caller.may_ask(&agent, registry, method).then_some(ServingStatus::NotServing),
+        let can_be_called = |session: &Arc<Session>| session.is_ready() && caller.may(&agent, session.labels(), method);
+        if registry.sessions_of(&agent).iter().any(can_be_called) {
+            return Some(ServingStatus::Serving);
         }
+        let may_know = !registry.labels_of(&agent).is_empty() && caller.may_ask(&agent, registry, method);
+        may_know.then_some(ServingStatus::NotServing)
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -56,22 +55,30 @@ impl Drop for Awaited {
 /// The calls of one connection that were given up before they were answered. At most as many as it had in flight.
 #[derive(Default)]
 pub(crate) struct Resets {
-    /// Since the last pause.
-    recent: AtomicUsize,
-    waiting: Mutex<Vec<ResponseFuture>>,
+    given_up: Mutex<GivenUp>,
     some: Notify,
 }
 
+#[derive(Default)]
+struct GivenUp {
+    /// Resets that went out since the last pause, and those that wait.
+    recent: usize,
+    waiting: Vec<ResponseFuture>,
+}
+
 impl Resets {
-    fn waiting(&self) -> MutexGuard<'_, Vec<ResponseFuture>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, GivenUp> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn give_up(&self, answer: ResponseFuture) {
-        if self.recent.fetch_add(1, Ordering::AcqRel) < GROUP {
-            drop(answer); // which resets it
+        let mut given_up = self.lock();
+        given_up.recent += 1;
+        if given_up.recent > GROUP {
+            given_up.waiting.push(answer);
         } else {
-            self.waiting().push(answer);
+            drop(given_up);
+            drop(answer); // which resets it
         }
         self.some.notify_one();
     }
@@ -80,14 +87,15 @@ impl Resets {
     pub(super) async fn pace(&self) {
         loop {
             self.some.notified().await;
-            while self.recent.load(Ordering::Acquire) > 0 {
+            while self.lock().recent > 0 {
                 tokio::time::sleep(PAUSE).await;
-                let group: Vec<_> = {
-                    let mut waiting = self.waiting();
-                    let from = waiting.len().saturating_sub(GROUP);
-                    waiting.split_off(from)
+                let group = {
+                    let mut given_up = self.lock();
+                    let from = given_up.waiting.len().saturating_sub(GROUP);
+                    let group = given_up.waiting.split_off(from);
+                    given_up.recent = group.len();
+                    group
                 };
-                self.recent.store(group.len(), Ordering::Release);
                 drop(group);
             }
         }

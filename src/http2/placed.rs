@@ -21,13 +21,8 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    /// Finds a tunnel that `admits` does not refuse, and a connection. When that fails for one tunnel, another is tried,
-    /// once. Where there is no tunnel, or no other, this waits for `patience`, if that is given.
-    pub(crate) async fn find(
-        route: &dyn Route,
-        patience: Option<Duration>,
-        admits: impl Fn(&Session) -> Result<(), Status>,
-    ) -> Result<Self, Status> {
+    /// Finds a tunnel and a connection. When that fails for one tunnel, another is tried, once. Where there is no tunnel, or no other, this waits for `patience`, if that is given.
+    pub(crate) async fn find(route: &dyn Route, patience: Option<Duration>) -> Result<Self, DialError> {
         let since = Instant::now();
         let mut retried = false;
         let mut session = match (route.session(), patience) {
@@ -36,10 +31,9 @@ impl Placed {
             (found, _) => found?,
         };
         loop {
-            admits(&session)?;
             let error = match connect(&session).await {
                 Ok(placed) => return Ok(placed),
-                Err(error) if retried || !error.is_of_one_tunnel() => return Err(error.into()),
+                Err(error) if retried || !error.is_of_one_tunnel() => return Err(error),
                 Err(error) => error,
             };
             retried = true;
@@ -48,8 +42,8 @@ impl Placed {
                 // The connection had just ended, and its tunnel stands.
                 None if !session.is_closed() && matches!(error, DialError::ConnectionEnded { .. }) => session,
                 None => match patience.and_then(|limit| limit.checked_sub(since.elapsed())) {
-                    Some(left) if session.is_closed() => route.wait(left).await?,
-                    _ => return Err(error.into()),
+                    Some(left) if session.is_closed() || session.is_draining() => route.wait(left).await?,
+                    _ => return Err(error),
                 },
             };
         }

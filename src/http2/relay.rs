@@ -29,6 +29,10 @@ const TOGETHER: usize = 16 * 1024;
 const PRESSED: Duration = Duration::from_secs(1);
 const STEP: u64 = 64 << 10;
 
+/// A sender is given its window back in such pieces, or in less where nothing is kept: a sixteenth of the gateway's own
+/// window for a call.
+const OWED: usize = 256 * 1024;
+
 /// How one direction of a call ended.
 #[derive(Debug)]
 pub(crate) enum Relayed {
@@ -49,6 +53,8 @@ pub(crate) struct Gathered {
     /// What comes after the data: the end, with trailers or without.
     end: Option<Option<HeaderMap>>,
     data_done: bool,
+    /// What has gone on, and was not said to the sender yet.
+    owed: usize,
     /// Where what is kept is counted.
     held: Vec<Arc<Held>>,
 }
@@ -56,7 +62,7 @@ pub(crate) struct Gathered {
 impl Gathered {
     /// What is kept counts in all of `held`.
     pub(crate) fn new(source: RecvStream, held: Vec<Arc<Held>>) -> Self {
-        let mut gathered = Self { source, queue: Queue::default(), end: None, data_done: false, held };
+        let mut gathered = Self { source, queue: Queue::default(), end: None, data_done: false, owed: 0, held };
         if gathered.source.is_end_stream() {
             (gathered.data_done, gathered.end) = (true, Some(None));
         }
@@ -77,14 +83,15 @@ impl Gathered {
         failed.await
     }
 
-    /// So much more is kept.
-    fn keep(&self, len: usize) {
-        self.held.iter().for_each(|held| held.add(len));
-    }
-
-    /// So much is kept no more.
-    fn let_go(&self, len: usize) {
-        self.held.iter().for_each(|held| held.remove(len));
+    /// So much is kept no more: the sender may send as much again.
+    fn has_gone_on(&mut self, len: usize) {
+        self.owed += len;
+        // A sender who waits for its window would be told, and woken, for each chunk.
+        if self.owed >= OWED || self.queue.is_empty() {
+            self.held.iter().for_each(|held| held.remove(self.owed));
+            // Fails only for a stream that is gone, which the next poll says.
+            let _ = self.source.flow_control().release_capacity(std::mem::take(&mut self.owed));
+        }
     }
 
     /// Takes all that has come.
@@ -93,7 +100,7 @@ impl Gathered {
             match ready!(self.source.poll_data(cx)) {
                 Some(data) => {
                     let data = data?;
-                    self.keep(data.len());
+                    self.held.iter().for_each(|held| held.add(data.len()));
                     self.queue.push(data);
                 }
                 None => self.data_done = true,
@@ -108,7 +115,8 @@ impl Gathered {
 
 impl Drop for Gathered {
     fn drop(&mut self) {
-        self.let_go(self.queue.len());
+        let rest = self.queue.len() + self.owed;
+        self.held.iter().for_each(|held| held.remove(rest));
     }
 }
 
@@ -120,6 +128,10 @@ pub(crate) struct Relay {
     patience: Duration,
     waiting: Option<Waiting>,
     moved: u64,
+    /// Of the connection that the receiver shares with others.
+    shares: Option<Arc<Held>>,
+    /// That connection counts as full.
+    blocked: bool,
     /// Where too much is kept for all of them.
     shared: Arc<Held>,
     /// What is done to trailers.
@@ -140,7 +152,25 @@ impl Relay {
     /// A receiver may take nothing for `patience`. `shared` has the limit of what is kept for all.
     pub(crate) fn new(gathered: Gathered, sink: SendStream<Bytes>, patience: Duration, shared: &Arc<Held>) -> Self {
         let trailers = |_: &mut HeaderMap| {};
-        Self { gathered, sink, patience, waiting: None, moved: 0, shared: shared.clone(), trailers }
+        Self {
+            gathered,
+            sink,
+            patience,
+            waiting: None,
+            moved: 0,
+            shares: None,
+            blocked: false,
+            shared: shared.clone(),
+            trailers,
+        }
+    }
+
+    /// The receiver is at the end of a connection that other calls share, and can have its stream reset at any time. So whole
+    /// chunks are passed on where there is room for a byte, which saves frames (h2 keeps the rest, of one chunk); and while it
+    /// takes nothing, perhaps because it has used up the window of all, the connection counts as full in `held`.
+    pub(crate) fn on(mut self, held: &Arc<Held>) -> Self {
+        self.shares = Some(held.clone());
+        self
     }
 
     /// Changes trailers on their way.
@@ -171,15 +201,13 @@ impl Relay {
                     Poll::Pending => return self.poll_waiting(cx),
                 }
             }
-            let data = self.gathered.queue.pop(room);
+            let data = self.gathered.queue.pop(if self.shares.is_some() { wanted } else { room });
             let len = data.len();
-            self.gathered.let_go(len);
             let last = self.gathered.queue.is_empty() && matches!(self.gathered.end, Some(None));
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);
             }
-            // Fails only for a stream that is gone, which the next poll says.
-            let _ = self.gathered.source.flow_control().release_capacity(len);
+            self.gathered.has_gone_on(len);
             self.moved += len as u64;
             self.took();
             if last {
@@ -216,6 +244,10 @@ impl Relay {
             if pressed || waiting.last.elapsed() >= self.patience {
                 return Poll::Ready(Relayed::Stalled);
             }
+            if let Some(held) = self.shares.as_ref().filter(|_| !self.blocked && waiting.last.elapsed() >= PRESSED) {
+                held.fill();
+                self.blocked = true;
+            }
             waiting.look.as_mut().reset(Instant::now() + tick);
         }
         Poll::Pending
@@ -223,6 +255,7 @@ impl Relay {
 
     /// The receiver has taken something.
     fn took(&mut self) {
+        self.unblock();
         if self.gathered.queue.is_empty() {
             self.waiting = None;
         }
@@ -232,6 +265,18 @@ impl Relay {
                 waiting.step = (waiting.last, self.moved);
             }
         }
+    }
+
+    fn unblock(&mut self) {
+        if std::mem::take(&mut self.blocked) {
+            self.shares.iter().for_each(|held| held.unfill());
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.unblock();
     }
 }
 

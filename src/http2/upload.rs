@@ -23,6 +23,8 @@ pin_project! {
         after: Option<Bytes>,
         // What the body ended with.
         end: Option<Option<HeaderMap>>,
+        // How many chunks were sent.
+        sent: u64,
     }
 }
 
@@ -32,7 +34,13 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, held: None, after: None, end: None }
+        Self { body, stream, held: None, after: None, end: None, sent: 0 }
+    }
+
+    /// If it waits for the peer: how many chunks it has sent, to see later whether there were more.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn waits(&self) -> Option<u64> {
+        self.held.is_some().then_some(self.sent)
     }
 
     /// The stream, to end it otherwise.
@@ -75,6 +83,7 @@ where
                 }
                 let last = this.after.is_none() && matches!(this.end, Some(None));
                 let data = std::mem::replace(this.held, this.after.take()).unwrap_or_default();
+                *this.sent += 1;
                 if this.stream.send_data(data, last).is_err() || last {
                     return Poll::Ready(());
                 }

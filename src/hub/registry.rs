@@ -168,7 +168,7 @@ impl Registry {
         self.lock().roster.handles_of(agent).cloned().collect()
     }
 
-    /// The labels of an agent's tunnels; of its last one, if it is away. None if nobody remembers it.
+    /// The labels of an agent's tunnels, and of its last one, if it is away or just coming back. None if nobody knows it.
     #[cfg(feature = "gateway")]
     pub(crate) fn labels_of(&self, agent: &AgentId) -> Vec<Arc<Labels>> {
         self.lock().roster.labels_of(agent)
@@ -357,19 +357,14 @@ pub(crate) type Admits = Box<dyn Fn(&Session) -> bool + Send + Sync>;
 pub(crate) struct ToAgents {
     pub(crate) registry: Arc<Registry>,
     pub(crate) wanted: Selector,
-    /// Others are dialled only where there is none that suits.
+    /// Others are not dialled.
     pub(crate) admits: Option<Admits>,
 }
 
 impl ToAgents {
     fn pick(&self, except: Option<TunnelId>) -> Result<Arc<Session>, DialError> {
-        let mut state = self.registry.lock();
-        let mut pick =
-            |admits: &dyn Fn(&Arc<Session>) -> bool| state.roster.pick(&self.wanted, except, rand::random(), admits);
-        match &self.admits {
-            Some(admits) => pick(&|session| admits(session)).or_else(|_| pick(&|_| true)),
-            None => pick(&|_| true),
-        }
+        let admits = |session: &Arc<Session>| self.admits.as_ref().is_none_or(|admits| admits(session));
+        self.registry.lock().roster.pick(&self.wanted, except, rand::random(), &admits)
     }
 }
 

@@ -361,14 +361,11 @@ impl<T: Candidate> Roster<T> {
         self.agents.contains_key(agent)
     }
 
-    /// The labels of an agent's tunnels; of its last one, if it is away. None if nobody remembers it.
+    /// The labels of an agent's tunnels, and of its last one, if it is away or just coming back. None if nobody knows it.
     #[cfg(feature = "gateway")]
     pub(crate) fn labels_of(&self, agent: &AgentId) -> Vec<Arc<Labels>> {
-        let mut labels: Vec<_> = self.handles_of(agent).map(Candidate::labels).collect();
-        if labels.is_empty() {
-            labels.extend(self.gone.get(agent).map(|departed| departed.labels.clone()));
-        }
-        labels
+        let departed = self.gone.get(agent).map(|departed| departed.labels.clone());
+        self.handles_of(agent).map(Candidate::labels).chain(departed).collect()
     }
 
     fn ready_of(&self, agent: &AgentId) -> impl Iterator<Item = &Newcomer<T>> {

@@ -454,8 +454,7 @@ impl AsyncWrite for TunnelIo {
         if !self.held.is_empty() {
             if !self.held_a_turn {
                 self.held_a_turn = true;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return pin!(tokio::task::yield_now()).poll(cx).map(Ok);
             }
             self.send_held(cx, Side::Writer)?;
             ready!(self.poll_sent(cx, Side::Writer))?;
