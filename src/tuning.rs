@@ -22,7 +22,8 @@
 //! set both windows to what the path needs, `2 × bytes per second × round-trip seconds`.
 //!
 //! Two calls whose responses are not read take the whole connection window, and then no call on that connection gets
-//! data. Read every response, or drop it.
+//! data. Read every response, or drop it; and in a handler, every request. Behind a gateway other calls get another
+//! connection then.
 //!
 //! # Small messages that nobody reads
 //!

@@ -35,6 +35,10 @@ const STRANGER: Duration = Duration::from_secs(30);
 /// What h2 may keep of one call's data that the client's socket does not take.
 const SEND_BUFFER: usize = 128 << 10;
 
+/// The largest frame that a client may send: messages of 64 KiB, a usual size of pieces, come in one. Of a frame that has begun,
+/// so much is kept for each connection.
+const MAX_FRAME: u32 = 128 << 10;
+
 /// What is gathered for one write to the client's socket: h2 makes one for each frame.
 const GATHERED: usize = 64 << 10;
 
@@ -186,7 +190,7 @@ async fn serve(
     let handshake = server::Builder::new()
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
-        .max_frame_size(tuning::HTTP2_MAX_FRAME_SIZE)
+        .max_frame_size(MAX_FRAME)
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(settings.max_header_list)
         .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)

@@ -21,7 +21,8 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    /// Finds a tunnel and a connection. When that fails for one tunnel, another is tried, once. Where there is no tunnel, or no other, this waits for `patience`, if that is given.
+    /// Finds a tunnel and a connection. When that fails for one tunnel, another is tried, once. Where there is no tunnel, or
+    /// no other, this waits for `patience`, if that is given.
     pub(crate) async fn find(route: &dyn Route, patience: Option<Duration>) -> Result<Self, DialError> {
         let since = Instant::now();
         let mut retried = false;

@@ -165,9 +165,9 @@ impl Relay {
         }
     }
 
-    /// The receiver is at the end of a connection that other calls share, and can have its stream reset at any time. So whole
-    /// chunks are passed on where there is room for a byte, which saves frames (h2 keeps the rest, of one chunk); and while it
-    /// takes nothing, perhaps because it has used up the window of all, the connection counts as full in `held`.
+    /// The receiver is at the end of a connection that other calls share, and its stream can be reset at any time. So whole
+    /// chunks are passed on where there is room for a byte, which saves frames: h2 keeps the rest, of one chunk. And while
+    /// it takes nothing, perhaps because the window of all is used up, the connection counts as full in `held`.
     pub(crate) fn on(mut self, held: &Arc<Held>) -> Self {
         self.shares = Some(held.clone());
         self

@@ -270,9 +270,8 @@ impl<T: Candidate> Roster<T> {
     /// A tunnel has ended.
     pub(crate) fn leave(&mut self, id: TunnelId, why: Disconnected) {
         let was_ready = self.leave_groups(id);
-        let Some(Newcomer { agent, handle, .. }) = self.members.remove(&id).map(|member| member.newcomer) else {
-            return;
-        };
+        let Some(newcomer) = self.members.remove(&id).map(|member| member.newcomer) else { return };
+        let agent = newcomer.agent;
         let mut last = false;
         if let Some(others) = self.agents.get_mut(&agent) {
             others.retain(|other| *other != id);
@@ -290,7 +289,7 @@ impl<T: Candidate> Roster<T> {
             let departed = Departed {
                 why: why.clone(),
                 #[cfg(feature = "gateway")]
-                labels: handle.labels(),
+                labels: newcomer.handle.labels(),
             };
             self.gone.insert(agent.clone(), departed);
         }

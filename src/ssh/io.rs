@@ -138,8 +138,8 @@ impl Wake for Both {
 ///
 /// Like a buffered writer, a channel keeps small writes, if this side opened it, and parts of large ones until it is
 /// flushed, read from, shut down or dropped, or until there is enough for a packet; a flush lets other tasks have one
-/// turn before it sends. HTTP/2 writes the head of a call and its first message apart, and large messages in pieces of
-/// 16 KiB: so they travel together.
+/// turn before it sends, and another after each large write that came in it. HTTP/2 writes the head of a call and its first
+/// message apart, and large messages in pieces of 16 KiB: so they travel together.
 ///
 /// # Cancel safety
 /// A read or write that is given up has moved nothing. A flush that is given up may not have sent everything yet; the
