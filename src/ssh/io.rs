@@ -454,7 +454,8 @@ impl AsyncWrite for TunnelIo {
         if !self.held.is_empty() {
             if !self.held_a_turn {
                 self.held_a_turn = true;
-                return pin!(tokio::task::yield_now()).poll(cx).map(Ok);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             self.send_held(cx, Side::Writer)?;
             ready!(self.poll_sent(cx, Side::Writer))?;
