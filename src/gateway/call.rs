@@ -75,7 +75,7 @@ impl Caller {
     }
 
     /// Whether there is such an agent, or was, for a caller who may know.
-    fn may_know(&self, agent: &AgentId, registry: &Registry, method: &str) -> bool {
+    pub(super) fn may_know(&self, agent: &AgentId, registry: &Registry, method: &str) -> bool {
         registry.labels_of(agent).iter().any(|labels| self.may(agent, labels, method))
     }
 

@@ -309,8 +309,7 @@ impl HealthService {
         if registry.sessions_of(&agent).iter().any(can_be_called) {
             return Some(ServingStatus::Serving);
         }
-        let may_know = !registry.labels_of(&agent).is_empty() && caller.may_ask(&agent, registry, method);
-        may_know.then_some(ServingStatus::NotServing)
+        caller.may_know(&agent, registry, method).then_some(ServingStatus::NotServing)
     }
 }
 

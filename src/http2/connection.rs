@@ -24,7 +24,8 @@ const CALLS_AT_FIRST: usize = 100;
 /// The connections of one tunnel, in the order in which they were made.
 ///
 /// The first is made by the first call, by one of several that come at once; each further one when all before it are
-/// full, or have half their window taken by slow readers. One that has ended is replaced by the next call.
+/// full, have half their window taken by slow readers, or carry an upload that has stood still for a second. One that has
+/// ended is replaced by the next call.
 #[derive(Default)]
 pub(crate) struct Connections(Mutex<Vec<Arc<Connection>>>);
 
