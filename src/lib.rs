@@ -180,6 +180,8 @@
 //! # Features
 //! | feature | default | what it adds |
 //! |---|---|---|
+//! | `aws-lc-rs` | yes | [AWS-LC](https://docs.rs/aws-lc-rs) for the cryptography of SSH and TLS: constantly maintained, fastest on servers with AVX-512 or Arm Neoverse; TLS has post-quantum key exchange only with it |
+//! | `ring` | no | [ring](https://docs.rs/ring) instead, if `aws-lc-rs` is off: builds for more machines, and is faster where a CPU has VAES without AVX-512, as AMD's Zen 3. One of the two is needed |
 //! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call |
 //! | `rsa` | no | RSA keys of agents and hubs, with SHA-2 signatures only. The `rsa` crate has an unfixed timing side channel ([RUSTSEC-2023-0071](https://rustsec.org/advisories/RUSTSEC-2023-0071.html)) |
 
