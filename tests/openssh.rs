@@ -93,6 +93,36 @@ async fn each_dial_through_stock_ssh_is_a_connection_of_its_own() {
     assert_callable(&hub).await;
 }
 
+/// For clients that cannot forward a path. The port is a name: the hub opens none, so a taken one is as good.
+#[tokio::test]
+async fn a_forwarded_port_is_called_and_none_is_opened() {
+    let Some(ssh) = Ssh::new() else { return };
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = taken.local_addr().expect("an address").port();
+    for listen in [format!("{port}"), "0".into(), format!("*:{port}"), "[::1]:1".into(), "hub.example.com:443".into()] {
+        let hub = ssh.hub().bind("127.0.0.1:0").await.expect("bind");
+        let control = format!("ControlPath={}", ssh.path().join("control").display());
+        let forward = format!("{listen}:127.0.0.1:{}", local_service().await);
+        let options = ["-N", "-M", "-o", &control, "-o", "ExitOnForwardFailure=yes", "-R", &forward];
+        let mut laptop = Peer::start(&mut ssh.command(&hub, "laptop-1", &options));
+        soon("the laptop", hub.wait_for("laptop-1")).await.expect("an id");
+
+        assert_callable(&hub).await;
+        if listen == "0" {
+            assert!(soon("the port", laptop.line("Allocated port ")).await.starts_with("50051 "));
+        }
+        let nobody = tokio::time::timeout(Duration::from_millis(50), taken.accept()).await;
+        assert!(nobody.is_err(), "{listen}: somebody dialled a port of the hub's machine");
+
+        let mut cancel = ssh.command(&hub, "laptop-1", &["-o", &control, "-O", "cancel", "-R", &forward]);
+        let tunnel = hub.get("laptop-1").expect("connected");
+        let (status, said) = soon("the cancel", Peer::start(&mut cancel).finish()).await;
+        assert!(status.success(), "{listen}: {said:#?}");
+        soon("the end of a tunnel with no service", tunnel.closed()).await;
+        assert!(hub.get("laptop-1").is_none(), "{listen}: still callable");
+    }
+}
+
 #[tokio::test]
 async fn stock_ssh_dials_out_to_the_hubs_own_service() {
     let Some(ssh) = Ssh::new() else { return };
@@ -124,18 +154,19 @@ async fn what_is_no_tunnel_is_refused_and_the_tunnel_lives() {
     let _laptop = laptop(&ssh, &hub, &[]).await;
     let mark = ssh.path().join("was-here");
     let command = format!("touch {}", mark.display());
-    let prohibited = "administratively prohibited";
+    let no_shell = "administratively prohibited: this is a dialback hub: it has no shell, commands or files";
+    let nothing_else = "administratively prohibited: this is a dialback hub: it connects to its own gRPC service";
     let no_forward = "remote port forwarding failed";
     let strict = "ExitOnForwardFailure=yes";
     let cases: [(&str, &[&str], &[&str], &str); 10] = [
-        ("exec", &[], &[&command], prohibited),
-        ("shell with pty", &["-tt"], &[], prohibited),
-        ("sftp", &["-s"], &["sftp"], prohibited),
-        ("agent forwarding", &["-A"], &["true"], prohibited),
-        ("X11", &["-X"], &["true"], prohibited),
-        ("trusted X11", &["-Y"], &["true"], prohibited),
-        ("direct-tcpip", &["-W", "127.0.0.1:1"], &[], prohibited),
-        ("tcpip-forward", &["-N", "-o", strict, "-R", "127.0.0.1:0:127.0.0.1:1"], &[], no_forward),
+        ("exec", &[], &[&command], no_shell),
+        ("shell with pty", &["-tt"], &[], no_shell),
+        ("sftp", &["-s"], &["sftp"], no_shell),
+        ("agent forwarding", &["-A"], &["true"], no_shell),
+        ("X11", &["-X"], &["true"], no_shell),
+        ("trusted X11", &["-Y"], &["true"], no_shell),
+        ("direct-tcpip", &["-W", "127.0.0.1:1"], &[], nothing_else),
+        ("two services", &["-N", "-o", strict, "-R", "1:127.0.0.1:1", "-R", "2:127.0.0.1:1"], &[], no_forward),
         ("another path", &["-N", "-o", strict, "-R", "/tmp/other:127.0.0.1:1"], &[], no_forward),
         ("no path", &["-N", "-o", strict, "-R", "/grpc-tunnel/../other:127.0.0.1:1"], &[], no_forward),
     ];

@@ -14,7 +14,7 @@ use super::greeting::Greeted;
 use super::host_keys::{HostKeyError, HostKeys};
 use super::identity::{AuthError, Identity};
 use super::io::TunnelIo;
-use super::session::{Opener, Session, SessionParts, TUNNEL_PATH};
+use super::session::{DialBack, Opener, Session, SessionParts, TUNNEL_PATH};
 use super::write_behind::{Carrier, WriteBehind};
 use crate::carrier::tcp::HostPort;
 use crate::close::CloseReason;
@@ -76,7 +76,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let session = Session::new(parts);
-    session.set_path(&labels::write(TUNNEL_PATH, &login.labels));
+    session.set_dial_back(DialBack::Path(labels::write(TUNNEL_PATH, &login.labels).into()));
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
     let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence()));

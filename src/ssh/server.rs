@@ -21,7 +21,7 @@ use super::config::TunnelConfig;
 use super::greeting::Greeted;
 use super::io::TunnelIo;
 use super::key::PublicKey;
-use super::session::{Opener, Session, SessionParts, TUNNEL_PATH};
+use super::session::{DialBack, Opener, Session, SessionParts, TUNNEL_PATH};
 use super::write_behind::{Carrier, WriteBehind};
 use crate::close::CloseReason;
 use crate::id::AgentId;
@@ -31,6 +31,19 @@ use crate::tunnel::TunnelId;
 
 /// Keys that a stranger may name without proving that it has them.
 const MAX_PROBES: usize = 8;
+
+/// The longest address that a forward is asked for: a host name's length.
+const MAX_ADDRESS: usize = 255;
+
+/// What is answered to those who leave the port of a forward to the hub: gRPC's customary one.
+const ANY_PORT: u32 = 50051;
+
+/// To those who expect a machine to log in to.
+const NO_SHELL: &str = "this is a dialback hub: it has no shell, commands or files. To let it call a gRPC server on your \
+    machine: ssh -N -R /grpc-tunnel:localhost:PORT";
+
+/// To those who want to reach others through it.
+const NO_FORWARD: &str = "this is a dialback hub: it connects to its own gRPC service, /grpc-tunnel, and nothing else";
 
 /// The hub, as a session sees it.
 #[async_trait::async_trait]
@@ -175,7 +188,7 @@ struct ServerHandler {
     proof: Option<Box<Proof>>,
     failures: usize,
     probes: usize,
-    /// The agent has asked for a wrong path before.
+    /// The agent has asked for a wrong forward before.
     misdirected: bool,
     session: Option<Arc<Session>>,
     found: watch::Sender<Option<Arc<Session>>>,
@@ -240,9 +253,50 @@ impl ServerHandler {
         }
     }
 
-    async fn reject(&self, what: &str, reply: ChannelOpenHandle) {
+    async fn reject(&self, what: &str, why: &str, reply: ChannelOpenHandle) {
         tracing::debug!(peer = ?self.peer, kind = %what.escape_debug(), "channel rejected");
-        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        let code = ChannelOpenFailure::AdministrativelyProhibited.code();
+        reply.reject(ChannelOpenFailure::Other { code, reason: why.into() }).await;
+    }
+
+    /// The agent can be called, on what it asked to be forwarded. A tunnel has one service: another is refused.
+    async fn forward(&mut self, wanted: DialBack, labels: Labels, russh: &mut RusshSession) -> Result<bool, Error> {
+        let Some(session) = &self.session else { return Ok(false) };
+        if !session.set_dial_back(wanted) {
+            return Ok(self.refuse_forward("a second one", "a tunnel has one service, and one is forwarded"));
+        }
+        match self.door.gate.ready(session, labels).await {
+            Ok(welcome) => Ok(welcome == Welcome::Wanted),
+            Err(reason) => {
+                session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
+                self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
+                russh.disconnect(Disconnect::ByApplication, &reason, "en")?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Says so once for the operator who looks for it; an agent must not flood the log.
+    fn refuse_forward(&mut self, wanted: &str, why: &str) -> bool {
+        let again = std::mem::replace(&mut self.misdirected, true);
+        if let Some(session) = &self.session {
+            let wanted = wanted.chars().take(200).collect::<String>();
+            session.span.in_scope(|| match again {
+                false => tracing::info!(wanted = %wanted.escape_debug(), why, "forward refused"),
+                true => tracing::debug!(wanted = %wanted.escape_debug(), why, "forward refused"),
+            });
+        }
+        false
+    }
+
+    fn cancel_forward(&self, forward: &DialBack) -> bool {
+        match &self.session {
+            Some(session) if session.dial_back() == Some(forward) => {
+                self.door.gate.unready(session);
+                true
+            }
+            _ => false,
+        }
     }
 
     async fn charge(&self, id: ChannelId, len: usize, russh: &mut RusshSession) -> Result<(), Error> {
@@ -331,40 +385,30 @@ impl Handler for ServerHandler {
     }
 
     async fn streamlocal_forward(&mut self, path: &str, russh: &mut RusshSession) -> Result<bool, Error> {
-        let Some(session) = &self.session else { return Ok(false) };
-        let labels = match labels::read(path, TUNNEL_PATH) {
-            Some(Ok(labels)) => labels,
-            wrong => {
-                let path = path.chars().take(200).collect::<String>();
-                let why = wrong.and_then(Result::err).map_or("wrong path".into(), |error| error.to_string());
-                // Once for the operator who looks for it; an agent must not flood the log.
-                session.span.in_scope(|| match std::mem::replace(&mut self.misdirected, true) {
-                    false => tracing::info!(path = %path.escape_debug(), why, "forward refused"),
-                    true => tracing::debug!(path = %path.escape_debug(), why, "forward refused"),
-                });
-                return Ok(false);
-            }
-        };
-        session.set_path(path);
-        match self.door.gate.ready(session, labels).await {
-            Ok(welcome) => Ok(welcome == Welcome::Wanted),
-            Err(reason) => {
-                session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
-                self.carrier.blame(CloseReason::Refused { reason: reason.clone() });
-                russh.disconnect(Disconnect::ByApplication, &reason, "en")?;
-                Ok(false)
-            }
+        match labels::read(path, TUNNEL_PATH) {
+            Some(Ok(labels)) => self.forward(DialBack::Path(path.into()), labels, russh).await,
+            Some(Err(error)) => Ok(self.refuse_forward(path, &error.to_string())),
+            None => Ok(self.refuse_forward(path, "wrong path: a tunnel's is /grpc-tunnel")),
         }
     }
 
     async fn cancel_streamlocal_forward(&mut self, path: &str, _: &mut RusshSession) -> Result<bool, Error> {
-        match &self.session {
-            Some(session) if path == session.path() => {
-                self.door.gate.unready(session);
-                Ok(true)
-            }
-            _ => Ok(false),
+        Ok(self.cancel_forward(&DialBack::Path(path.into())))
+    }
+
+    /// Any port will do: it names the service, and none is opened on this machine.
+    async fn tcpip_forward(&mut self, address: &str, port: &mut u32, russh: &mut RusshSession) -> Result<bool, Error> {
+        if address.len() > MAX_ADDRESS || *port > u32::from(u16::MAX) {
+            return Ok(self.refuse_forward(address, "not an address and a port"));
         }
+        if *port == 0 {
+            *port = ANY_PORT;
+        }
+        self.forward(DialBack::Port { address: address.into(), port: *port }, Labels::new(), russh).await
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _: &mut RusshSession) -> Result<bool, Error> {
+        Ok(self.cancel_forward(&DialBack::Port { address: address.into(), port }))
     }
 
     async fn channel_open_direct_streamlocal(
@@ -377,7 +421,7 @@ impl Handler for ServerHandler {
         if path == TUNNEL_PATH {
             self.accept(channel, reply).await;
         } else {
-            self.reject(path, reply).await;
+            self.reject(path, NO_FORWARD, reply).await;
         }
         Ok(())
     }
@@ -388,7 +432,7 @@ impl Handler for ServerHandler {
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        self.reject("session", reply).await;
+        self.reject("session", NO_SHELL, reply).await;
         Ok(())
     }
 
@@ -400,7 +444,7 @@ impl Handler for ServerHandler {
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        self.reject("x11", reply).await;
+        self.reject("x11", NO_SHELL, reply).await;
         Ok(())
     }
 
@@ -414,7 +458,7 @@ impl Handler for ServerHandler {
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        self.reject("direct-tcpip", reply).await;
+        self.reject("direct-tcpip", NO_FORWARD, reply).await;
         Ok(())
     }
 
@@ -428,7 +472,7 @@ impl Handler for ServerHandler {
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        self.reject("forwarded-tcpip", reply).await;
+        self.reject("forwarded-tcpip", NO_FORWARD, reply).await;
         Ok(())
     }
 

@@ -44,6 +44,15 @@ pub(crate) const RENEW_AFTER: u64 = 1024;
 /// The hub ends a tunnel that has closed this many channels (16 MB) and was not renewed: a stock SSH client cannot.
 pub(crate) const CLOSED_CHANNELS_MAX: u64 = 4 * RENEW_AFTER;
 
+/// What an agent asked its hub to forward, and so what the hub names when it dials back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DialBack {
+    /// [`TUNNEL_PATH`], which may have labels behind it (OpenSSH PROTOCOL §2.4).
+    Path(Box<str>),
+    /// For clients that forward ports alone (RFC 4254 §7.1). The hub listens on none.
+    Port { address: Box<str>, port: u32 },
+}
+
 /// How a session's channels are opened, by side.
 pub(super) enum Opener {
     Client(Arc<client::Handle<ClientHandler>>),
@@ -72,8 +81,8 @@ pub(crate) struct Session {
     opens: Semaphore,
     pub(crate) open_timeout: Duration,
     max_channels: usize,
-    /// The path that the agent wants to be dialled on.
-    path: OnceLock<Box<str>>,
+    /// How the agent wants to be dialled, if not on [`TUNNEL_PATH`] itself.
+    dial_back: OnceLock<DialBack>,
     /// On a hub: what the agent says of itself and what is said of it, once it can be called.
     labels: OnceLock<Arc<Labels>>,
     /// What all tunnels of the agent share on a hub.
@@ -134,7 +143,7 @@ impl Session {
             opens: Semaphore::new(PENDING_OPENS),
             open_timeout,
             max_channels,
-            path: OnceLock::new(),
+            dial_back: OnceLock::new(),
             labels: OnceLock::new(),
             account: OnceLock::new(),
             calls: AtomicUsize::new(0),
@@ -155,15 +164,22 @@ impl Session {
         self.proof.as_deref()
     }
 
-    /// The path that the agent wants to be dialled on; the first stands.
-    pub(super) fn set_path(&self, path: &str) {
-        if path != TUNNEL_PATH {
-            let _ = self.path.set(path.into());
-        }
+    /// How the agent wants to be dialled. The first stands; says whether this is it.
+    pub(super) fn set_dial_back(&self, wanted: DialBack) -> bool {
+        *self.dial_back.get_or_init(|| wanted.clone()) == wanted
     }
 
+    /// How the agent wants to be dialled, if it does.
+    pub(super) fn dial_back(&self) -> Option<&DialBack> {
+        self.dial_back.get()
+    }
+
+    /// The path that stands for the tunnel's service, with what the agent wrote behind it.
     pub(super) fn path(&self) -> &str {
-        self.path.get().map_or(TUNNEL_PATH, |path| path)
+        match self.dial_back() {
+            Some(DialBack::Path(path)) => path,
+            _ => TUNNEL_PATH,
+        }
     }
 
     /// The first stand.
@@ -288,7 +304,13 @@ impl Session {
                 channel.map(|channel| TunnelIo::from_client(self.clone(), channel))
             }
             Opener::Server(handle) => {
-                let channel = handle.channel_open_forwarded_streamlocal(self.path()).await;
+                let channel = match self.dial_back() {
+                    Some(DialBack::Port { address, port }) => {
+                        // Nobody dialled a port of this machine, so there is no originator to name.
+                        handle.channel_open_forwarded_tcpip(&**address, *port, "127.0.0.1", 0).await
+                    }
+                    _ => handle.channel_open_forwarded_streamlocal(self.path()).await,
+                };
                 channel.map(|channel| TunnelIo::from_server(self.clone(), channel))
             }
         };
