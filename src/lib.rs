@@ -98,7 +98,8 @@
 //! A channel is one byte stream inside a tunnel and carries one HTTP/2 connection, so any number of calls. On the wire it
 //! is OpenSSH's forwarding of the path `/grpc-tunnel`: the agent sends `streamlocal-forward@openssh.com`, the hub opens
 //! `forwarded-streamlocal@openssh.com`, and for calls the other way the agent opens `direct-streamlocal@openssh.com`
-//! (OpenSSH PROTOCOL §2.4). A stock `ssh -R` can therefore be the agent. An agent also takes channels of the private type
+//! (OpenSSH PROTOCOL §2.4). A stock `ssh -R` can therefore be the agent. For clients that forward ports alone, as Dropbear
+//! and PuTTY, the hub takes `tcpip-forward` as well (RFC 4254 §7): the port is a name then, and none is opened. An agent also takes channels of the private type
 //! `grpc-tunnel`, which a hub on Go's x/crypto/ssh opens; see [`ForwardRequest::Optional`].
 //!
 //! | | for | opens |

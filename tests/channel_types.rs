@@ -289,7 +289,7 @@ async fn go_client_is_refused_by_the_hub_with_the_right_codes() {
         "open forwarded-tcpip: 1",
         "global no-such-request@example.com: false",
         "global keepalive@openssh.com: false",
-        "global tcpip-forward: false",
+        "global tcpip-forward: true",
         "open direct-streamlocal@openssh.com: ok",
         "request no-such-request@example.com: false",
         "request exec: false",
