@@ -51,10 +51,7 @@ async fn assert_is_an_agent(host_key: PrivateKey, key: &PrivateKey, command: imp
     }
 
     drop(laptop);
-    soon("the end", async {
-        while !matches!(events.next().await, Ok(HubEvent::Closed { .. })) {}
-    })
-    .await;
+    soon("the end", async { while !matches!(events.next().await, Ok(HubEvent::Closed { .. })) {} }).await;
     assert!(hub.get("laptop-1").is_none());
 }
 
