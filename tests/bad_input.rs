@@ -114,7 +114,7 @@ async fn peer_that_is_no_ssh_server_is_named() {
 async fn text_that_is_no_address_is_named() {
     for text in ["", "hub", "hub:", ":2222", "hub:0", "hub:65536", "hub:ssh", "a b:2222", "::1:2222", "[::1:2222"] {
         let error = refusal(agent(), text).await;
-        assert!(matches!(&error, ConnectError::InvalidAddress { given } if given == text), "{text:?}: {error:?}");
+        assert!(matches!(&error, ConnectError::InvalidAddress { given, .. } if given == text), "{text:?}: {error:?}");
         assert_names(&error, &[&format!("`{text}`"), "host:port"]);
         assert!(!error.is_transient());
     }

@@ -1,14 +1,18 @@
 //! How an agent is set up.
 
 use std::fmt;
+use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Agent;
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::backoff::Backoff;
 use super::driver::{self, Shared};
 use super::error::ConnectError;
-use crate::carrier::tcp::HostPort;
+use crate::carrier::{Address, Dialer, HostPort};
 use crate::id::AgentId;
 use crate::incoming::Acceptor;
 use crate::labels::{self, Labels};
@@ -136,15 +140,19 @@ impl AgentBuilder {
     /// Connects, once; from then on the agent keeps the tunnel standing by itself. Of several
     /// [`tunnels`](AgentBuilder::tunnels) this waits for the first.
     ///
+    /// | hub | carrier |
+    /// |---|---|
+    /// | `hub.example.com:2222`, `ssh://hub.example.com:2222` | TCP |
+    /// | `unix:/run/hub.sock` | a Unix socket of this machine; `known_hosts` knows its hub as `localhost` |
+    ///
     /// # Errors
     /// [`ConnectError`] says what is misconfigured or unreachable, and what to do.
     ///
     /// # Cancel safety
     /// Safe: dropping the future drops the connection.
     pub async fn connect(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
-        let (shared, backoff) = self.prepare(hub.into())?;
-        let session = shared.connect_once(0).await?;
-        Ok(start(shared, session, backoff))
+        let (shared, backoff) = self.to_address(hub.into())?;
+        connect_now(shared, backoff).await
     }
 
     /// As [`connect`](AgentBuilder::connect), for an agent that may start before its hub: what is
@@ -156,7 +164,7 @@ impl AgentBuilder {
     /// # Cancel safety
     /// Safe: dropping the future gives up.
     pub async fn connect_when_available(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
-        let (shared, mut backoff) = self.prepare(hub.into())?;
+        let (shared, mut backoff) = self.to_address(hub.into())?;
         loop {
             match shared.connect_once(0).await {
                 Ok(session) => return Ok(start(shared, session, backoff)),
@@ -170,15 +178,69 @@ impl AgentBuilder {
         }
     }
 
-    fn prepare(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+    /// As [`connect`](AgentBuilder::connect), over streams of your own: `dial` is called for each tunnel, and again
+    /// whenever one is lost. `hub` is the name that `known_hosts` and messages have for it, `host:port` or `host`.
+    ///
+    /// A stream should send what is written without delay (`TCP_NODELAY`), and fail when its other end is gone; SSH's
+    /// keepalives find out what it does not tell. A dial may take as long as a login, 20 s.
+    ///
+    /// ```no_run
+    /// # async fn run(builder: dialback::AgentBuilder) -> Result<(), dialback::ConnectError> {
+    /// let agent = builder.connect_with("hub.example.com", || tokio::net::UnixStream::connect("/run/egress")).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`connect`](AgentBuilder::connect); what `dial` says is the source of [`ConnectError::Unreachable`].
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future drops the connection.
+    pub async fn connect_with<F, S>(
+        self,
+        hub: impl Into<String>,
+        dial: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Result<Agent, ConnectError>
+    where
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (shared, backoff) = self.by_name(hub.into(), Dialer::with(dial))?;
+        connect_now(shared, backoff).await
+    }
+
+    /// As [`connect_with`](AgentBuilder::connect_with), over one stream: when its tunnel ends, the agent has stopped.
+    ///
+    /// # Errors
+    /// As [`connect`](AgentBuilder::connect).
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future drops the stream.
+    pub async fn connect_over<S>(self, hub: impl Into<String>, stream: S) -> Result<Agent, ConnectError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (shared, backoff) = self.by_name(hub.into(), Dialer::once(stream))?;
+        connect_now(shared, backoff).await
+    }
+
+    fn to_address(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+        let address = Address::parse(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
+        self.prepare(hub, address.name(), Dialer::To(address))
+    }
+
+    fn by_name(self, hub: String, dialer: Dialer) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+        let name = HostPort::parse(&hub).unwrap_or_else(|| HostPort { host: hub.clone(), port: 22 });
+        self.prepare(hub, name, dialer)
+    }
+
+    fn prepare(self, hub: String, name: HostPort, dialer: Dialer) -> Result<(Arc<Shared>, Backoff), ConnectError> {
         let id: AgentId = self.id.parse()?;
         let mut labels = Labels::new();
         for (name, value) in self.labels {
             labels::add(&mut labels, name, value)?;
         }
-        let address = HostPort::parse(&hub).ok_or_else(|| ConnectError::InvalidAddress { given: hub.clone() })?;
         let login = Login {
-            hub: address,
+            hub: name,
             host_keys: self.host_keys.ok_or(ConnectError::NoHostKeys)?,
             identity: self.identity,
             config: self.config,
@@ -187,8 +249,13 @@ impl AgentBuilder {
             labels,
             instance: rand::random(),
         };
-        Ok((Arc::new(Shared::new(id, hub, login, self.renew_after, self.tunnels)), self.backoff))
+        Ok((Arc::new(Shared::new(id, hub, login, dialer, self.renew_after, self.tunnels)), self.backoff))
     }
+}
+
+async fn connect_now(shared: Arc<Shared>, backoff: Backoff) -> Result<Agent, ConnectError> {
+    let session = shared.connect_once(0).await?;
+    Ok(start(shared, session, backoff))
 }
 
 fn start(shared: Arc<Shared>, session: Arc<Session>, backoff: Backoff) -> Agent {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::backoff::Backoff;
 use super::error::ConnectError;
 use super::status::AgentStatus;
-use crate::carrier::tcp::{self, DialFailure};
+use crate::carrier::{Carried, DialFailure, Dialer};
 use crate::close::CloseReason;
 use crate::connector::{DialError, Found, Route};
 use crate::id::AgentId;
@@ -36,7 +36,8 @@ pub(super) struct Shared {
     pub(super) id: AgentId,
     pub(super) hub: String,
     pub(super) login: Login,
-    pub(super) renew_after: u64,
+    dialer: Dialer,
+    renew_after: u64,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) stop: watch::Sender<bool>,
     /// How many tunnels are being made to take the place of one that stands.
@@ -73,12 +74,14 @@ impl Sessions {
 }
 
 impl Shared {
-    pub(super) fn new(id: AgentId, hub: String, login: Login, renew_after: u64, slots: u16) -> Self {
+    pub(super) fn new(id: AgentId, hub: String, login: Login, dialer: Dialer, renew_after: u64, slots: u16) -> Self {
+        let (renew_after, slots) = if dialer.can_dial_again() { (renew_after, slots) } else { (u64::MAX, 1) };
         let first = AgentStatus::Connecting { attempt: 1, next_try: Duration::ZERO, last_error: None };
         Self {
             id,
             hub,
             login,
+            dialer,
             renew_after,
             status: watch::Sender::new(first),
             stop: watch::Sender::new(false),
@@ -162,23 +165,24 @@ impl Shared {
     pub(super) async fn connect_once(&self, slot: u16) -> Result<Arc<Session>, ConnectError> {
         let hub = &self.hub;
         let timeout = self.login.config.login_timeout;
-        let (stream, peer) = tcp::dial(&self.login.hub, timeout).await.map_err(|failure| match failure {
-            DialFailure::Resolve(source) => ConnectError::Resolve { host: self.login.hub.host.clone(), source },
+        let Carried { stream, local, peer } = self.dialer.dial(timeout).await.map_err(|failure| match failure {
+            DialFailure::Resolve { host, source } => ConnectError::Resolve { host, source },
             DialFailure::Connect(source) => ConnectError::Unreachable { hub: hub.clone(), source },
+            DialFailure::Spent => ConnectError::Stopped,
         })?;
         let id = TunnelId::next();
         let parts = SessionParts {
             id,
             agent: self.id.clone(),
-            local: stream.local_addr().ok(),
-            peer: Some(peer),
+            local,
+            peer,
             carrier: Arc::default(),
             window: self.login.config.window,
             open_timeout: self.login.config.open_timeout,
             max_channels: self.login.config.max_channels,
             authority: Authority::from_static("hub"),
             proof: None,
-            span: tracing::info_span!("tunnel", agent = %self.id, %id, %peer),
+            span: tracing::info_span!("tunnel", agent = %self.id, %id, ?peer),
         };
         let session = ssh::connect(stream, parts, &self.login, slot).await;
         session.map_err(|error| ConnectError::from_login(error, hub, self.id.as_str()))
@@ -186,6 +190,13 @@ impl Shared {
 }
 
 impl Shared {
+    /// For good: nobody serves or dials any more.
+    pub(super) fn end(&self) {
+        self.stop.send_replace(true);
+        self.login.acceptor.close();
+        self.status.send_replace(AgentStatus::Stopped);
+    }
+
     async fn stopped(&self) {
         // The sender lives in `self`.
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
@@ -255,6 +266,9 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
             gone = session.closed() => {
                 let lost = gone.to_string();
                 shared.say(slot, AgentStatus::Disconnected { why: gone });
+                if !shared.dialer.can_dial_again() {
+                    return shared.end();
+                }
                 backoff.lost_after(adopted.elapsed());
                 session = tokio::select! {
                     () = shared.stopped() => return,

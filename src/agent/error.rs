@@ -17,11 +17,13 @@ pub enum ConnectError {
     /// A label cannot be given.
     #[error(transparent)]
     InvalidLabel(#[from] InvalidLabel),
-    /// The text is not `host:port`.
-    #[error("`{}` is not a hub's address: write host:port, such as hub.example.com:2222", .given.escape_debug())]
+    /// The text names no hub.
+    #[error("`{}` is not a hub's address: {why}", .given.escape_debug())]
     InvalidAddress {
         /// What was given.
         given: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// Nothing says how to recognise the hub.
     #[error("no host keys are set: call `host_keys(HostKeys::known_hosts(…)?)` or pin a fingerprint")]

@@ -144,10 +144,9 @@ impl Agent {
     }
 
     fn end(&self) {
-        self.shared.login.acceptor.close();
         // They stop by themselves; what they were dialling ends with them.
         self.drivers.iter().for_each(JoinHandle::abort);
-        self.shared.status.send_replace(AgentStatus::Stopped);
+        self.shared.end();
     }
 }
 

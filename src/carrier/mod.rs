@@ -1,3 +1,108 @@
-//! What lies under a tunnel: a byte stream and a peer. Knows nothing of SSH.
+//! What an SSH session runs over: a byte stream, whatever it comes from.
 
+mod address;
 pub(crate) mod tcp;
+#[cfg(unix)]
+pub(crate) mod unix;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+pub(crate) use self::address::{Address, HostPort};
+
+/// A byte stream, its type forgotten: the session above is the same for all, and is compiled once.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+/// A carrier that stands.
+pub(crate) struct Carried {
+    pub(crate) stream: Box<dyn Stream>,
+    pub(crate) local: Option<SocketAddr>,
+    /// Where it leads, or comes from, as far as that has an address.
+    pub(crate) peer: Option<SocketAddr>,
+}
+
+impl Carried {
+    /// A connected socket, made ready for a tunnel.
+    pub(crate) fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
+        tcp::prepare(&stream)?;
+        Ok(Self { local: stream.local_addr().ok(), peer: Some(peer), stream: Box::new(stream) })
+    }
+
+    /// A stream of which nothing else is known.
+    pub(crate) fn own(stream: impl Stream, peer: Option<SocketAddr>) -> Self {
+        Self { stream: Box::new(stream), local: None, peer }
+    }
+}
+
+/// Why there is no carrier.
+#[derive(Debug)]
+pub(crate) enum DialFailure {
+    /// The name has no address.
+    Resolve {
+        host: String,
+        source: io::Error,
+    },
+    Connect(io::Error),
+    /// The only stream there was has been used.
+    Spent,
+}
+
+/// What a user dials with.
+type Dial = dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>> + Send + Sync;
+
+/// How an agent comes by its carriers.
+pub(crate) enum Dialer {
+    To(Address),
+    With(Box<Dial>),
+    /// One stream, and so one tunnel.
+    Once(Mutex<Option<Box<dyn Stream>>>),
+}
+
+impl Dialer {
+    pub(crate) fn with<F, S>(dial: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: Stream,
+    {
+        Self::With(Box::new(move || {
+            let dialled = dial();
+            Box::pin(async move { dialled.await.map(|stream| Box::new(stream) as Box<dyn Stream>) })
+        }))
+    }
+
+    pub(crate) fn once(stream: impl Stream) -> Self {
+        Self::Once(Mutex::new(Some(Box::new(stream))))
+    }
+
+    /// Whether there can be a second tunnel.
+    pub(crate) fn can_dial_again(&self) -> bool {
+        !matches!(self, Self::Once(_))
+    }
+
+    pub(crate) async fn dial(&self, timeout: Duration) -> Result<Carried, DialFailure> {
+        match self {
+            Self::To(Address::Tcp(to)) => tcp::dial(to, timeout).await,
+            #[cfg(unix)]
+            Self::To(Address::Unix(path)) => unix::dial(path, timeout).await,
+            Self::With(dial) => match tokio::time::timeout(timeout, dial()).await {
+                Ok(Ok(stream)) => Ok(Carried { stream, local: None, peer: None }),
+                Ok(Err(error)) => Err(DialFailure::Connect(error)),
+                Err(_) => Err(DialFailure::Connect(io::ErrorKind::TimedOut.into())),
+            },
+            Self::Once(stream) => {
+                let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let stream = stream.ok_or(DialFailure::Spent)?;
+                Ok(Carried { stream, local: None, peer: None })
+            }
+        }
+    }
+}

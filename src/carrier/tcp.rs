@@ -7,6 +7,8 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use super::{Carried, DialFailure, HostPort};
+
 /// When the kernel starts to probe a silent connection. SSH keepalives are faster; this is for a process that hangs.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -45,39 +47,18 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// `host:port`, taken apart; an IPv6 address stands in brackets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HostPort {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-}
-
-impl HostPort {
-    /// `None` when the text is not `host:port`.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (host, port) = text.rsplit_once(':')?;
-        let host = match host.strip_prefix('[') {
-            Some(inner) => inner.strip_suffix(']')?,
-            None if host.contains(':') => return None,
-            None => host,
-        };
-        let valid = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c.is_control());
-        let port = port.parse().ok().filter(|port| *port != 0)?;
-        valid.then(|| Self { host: host.to_owned(), port })
-    }
-}
-
 /// Resolves the host afresh and connects to the first of its addresses that answers.
 ///
 /// # Errors
 /// [`DialFailure`] says whether the name or the connection failed.
-pub(crate) async fn dial(to: &HostPort, timeout: Duration) -> Result<(TcpStream, SocketAddr), DialFailure> {
+pub(super) async fn dial(to: &HostPort, timeout: Duration) -> Result<Carried, DialFailure> {
+    let unresolved = |source| DialFailure::Resolve { host: to.host.clone(), source };
     let attempt = async {
         let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host((to.host.as_str(), to.port)).await.map_err(DialFailure::Resolve)?.collect();
+            tokio::net::lookup_host((to.host.as_str(), to.port)).await.map_err(unresolved)?.collect();
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         if addresses.is_empty() {
-            return Err(DialFailure::Resolve(last));
+            return Err(unresolved(last));
         }
         // One address that swallows packets must not use up the time of the others.
         let share = timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
@@ -86,8 +67,8 @@ pub(crate) async fn dial(to: &HostPort, timeout: Duration) -> Result<(TcpStream,
                 Ok(connected) => connected,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
-            match connected.and_then(|stream| prepare(&stream).map(|()| stream)) {
-                Ok(stream) => return Ok((stream, address)),
+            match connected.and_then(|stream| Carried::tcp(stream, address)) {
+                Ok(carried) => return Ok(carried),
                 Err(error) => last = error,
             }
         }
@@ -99,33 +80,16 @@ pub(crate) async fn dial(to: &HostPort, timeout: Duration) -> Result<(TcpStream,
     }
 }
 
-/// What part of a TCP dial failed.
-#[derive(Debug)]
-pub(crate) enum DialFailure {
-    Resolve(io::Error),
-    Connect(io::Error),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn host_and_port_are_taken_apart() {
-        let parse = |text| HostPort::parse(text).map(|hp| (hp.host, hp.port));
-        assert_eq!(parse("hub.example.com:2222"), Some(("hub.example.com".into(), 2222)));
-        assert_eq!(parse("[::1]:22"), Some(("::1".into(), 22)));
-        assert_eq!(parse("10.0.0.1:1"), Some(("10.0.0.1".into(), 1)));
-        for bad in ["hub", ":22", "hub:", "hub:0", "hub:65536", "::1:22", "[::1:22", "[]:22", "a b:22", "hub:ssh"] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
-    }
 
     #[tokio::test]
     async fn sockets_are_prepared_for_small_messages_and_lost_networks() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = HostPort::parse(&listener.local_addr().unwrap().to_string()).unwrap();
-        let (dialled, _) = dial(&to, Duration::from_secs(5)).await.unwrap();
+        let dialled = TcpStream::connect((to.host.as_str(), to.port)).await.unwrap();
+        prepare(&dialled).unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         prepare(&accepted).unwrap();
         for stream in [dialled, accepted] {

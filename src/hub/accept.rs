@@ -1,44 +1,83 @@
-//! The accept loop and the life of one connection.
+//! The accept loops and the life of one connection.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::Stage;
 use super::strangers::{Admission, Place, StrangerLimits, Strangers};
-use crate::carrier::tcp;
+#[cfg(unix)]
+use crate::carrier::unix;
+use crate::carrier::{Carried, tcp};
 use crate::ssh::{self, Door, Progress, Turned};
 
 /// How long the loop rests after the system refused a connection, usually for want of file descriptors.
 const REST: Duration = Duration::from_millis(100);
 
-/// Those who have not authenticated, and how to send each away.
-struct Lobby {
-    strangers: Mutex<(Strangers, HashMap<Place, oneshot::Sender<()>>)>,
+/// Where connections come from.
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    #[cfg(unix)]
+    Unix(unix::Listener),
+    /// The user hands them over.
+    Streams(mpsc::Receiver<Carried>),
 }
 
-impl Lobby {
-    fn lock(&self) -> MutexGuard<'_, (Strangers, HashMap<Place, oneshot::Sender<()>>)> {
+impl Listener {
+    /// The next connection; `None` when there will be no more.
+    async fn accept(&mut self) -> io::Result<Option<Carried>> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Carried::tcp(stream, peer).map(Some).map_err(|_| io::ErrorKind::ConnectionReset.into())
+            }
+            #[cfg(unix)]
+            Self::Unix(listener) => Ok(Some(Carried::own(listener.accept().await?, None))),
+            Self::Streams(streams) => Ok(streams.recv().await),
+        }
+    }
+}
+
+/// Takes those in who come by any of a hub's listeners.
+pub(super) struct Reception {
+    door: Arc<Door>,
+    strangers: Mutex<Waiting>,
+}
+
+/// Those who have not authenticated, and how to send each away.
+struct Waiting {
+    strangers: Strangers,
+    to_leave: HashMap<Place, oneshot::Sender<()>>,
+}
+
+impl Reception {
+    pub(super) fn new(door: Arc<Door>, limits: StrangerLimits) -> Self {
+        let waiting = Waiting { strangers: Strangers::new(limits), to_leave: HashMap::new() };
+        Self { door, strangers: Mutex::new(waiting) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for the newcomer and the word that it has to leave, or why there is none.
-    fn enter(self: &Arc<Self>, peer: SocketAddr) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
-        let mut lobby = self.lock();
-        match lobby.0.enter(peer.ip(), Instant::now()) {
+    fn enter(self: &Arc<Self>, peer: Option<SocketAddr>) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
+        let mut waiting = self.lock();
+        match waiting.strangers.enter(peer.map(|peer| peer.ip()), Instant::now()) {
             Admission::Admitted { place, evicted } => {
                 if let Some(evicted) = evicted {
                     // Dropping the sender is the word.
-                    lobby.1.remove(&evicted);
+                    waiting.to_leave.remove(&evicted);
                 }
                 let (stay, leave) = oneshot::channel();
-                lobby.1.insert(place, stay);
-                Ok((Ticket { lobby: self.clone(), place }, leave))
+                waiting.to_leave.insert(place, stay);
+                Ok((Ticket { reception: self.clone(), place }, leave))
             }
             Admission::SourceFull => Err("too many unauthenticated connections from this address"),
             Admission::Full => Err("too many unauthenticated connections"),
@@ -48,32 +87,26 @@ impl Lobby {
 
 /// A stranger's place; dropping it leaves.
 struct Ticket {
-    lobby: Arc<Lobby>,
+    reception: Arc<Reception>,
     place: Place,
 }
 
 impl Ticket {
     fn begins(&self) {
-        self.lobby.lock().0.begins(self.place);
+        self.reception.lock().strangers.begins(self.place);
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut lobby = self.lobby.lock();
-        lobby.0.leave(self.place);
-        lobby.1.remove(&self.place);
+        let mut waiting = self.reception.lock();
+        waiting.strangers.leave(self.place);
+        waiting.to_leave.remove(&self.place);
     }
 }
 
 /// Accepts until told to stop, then waits for its connections. Aborting the task ends them all.
-pub(super) async fn run(
-    listener: TcpListener,
-    door: Arc<Door>,
-    limits: StrangerLimits,
-    mut stage: watch::Receiver<Stage>,
-) {
-    let lobby = Arc::new(Lobby { strangers: Mutex::new((Strangers::new(limits), HashMap::new())) });
+pub(super) async fn run(mut listener: Listener, reception: Arc<Reception>, mut stage: watch::Receiver<Stage>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -81,7 +114,8 @@ pub(super) async fn run(
             () = super::reached(&mut stage, Stage::Draining) => break,
             Some(_) = connections.join_next() => {} // a connection's own log has said how it ended
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => admit(&mut connections, &lobby, &door, stream, peer),
+                Ok(Some(carried)) => admit(&mut connections, &reception, carried),
+                Ok(None) => break,
                 Err(error) if tcp::is_of_one_connection(&error) => tracing::debug!(%error, "connection ended while it was accepted"),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections; trying again");
@@ -94,32 +128,22 @@ pub(super) async fn run(
     while connections.join_next().await.is_some() {}
 }
 
-fn admit(connections: &mut JoinSet<()>, lobby: &Arc<Lobby>, door: &Arc<Door>, stream: TcpStream, peer: SocketAddr) {
-    match lobby.enter(peer) {
+fn admit(connections: &mut JoinSet<()>, reception: &Arc<Reception>, carried: Carried) {
+    match reception.enter(carried.peer) {
         Ok((ticket, leave)) => {
-            connections.spawn(connection(ticket, leave, door.clone(), stream, peer));
+            connections.spawn(connection(ticket, leave, reception.door.clone(), carried));
         }
         // Dropping the stream closes it.
-        Err(why) => tracing::debug!(%peer, why, "connection refused"),
+        Err(why) => tracing::debug!(peer = ?carried.peer, why, "connection refused"),
     }
 }
 
-async fn connection(
-    ticket: Ticket,
-    leave: oneshot::Receiver<()>,
-    door: Arc<Door>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) {
-    let local = stream.local_addr().ok();
-    if let Err(error) = tcp::prepare(&stream) {
-        tracing::debug!(%peer, %error, "connection ended early");
-        return;
-    }
+async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, door: Arc<Door>, carried: Carried) {
+    let Carried { stream, local, peer } = carried;
     let login = watch::Sender::new(Progress::Nothing);
     let mut progress = login.subscribe();
     // A future that is moved keeps its room twice, for as long as the tunnel lives.
-    let mut serving = Box::pin(ssh::serve(stream, local, Some(peer), door, login));
+    let mut serving = Box::pin(ssh::serve(stream, local, peer, door, login));
     let admitted = async {
         reached(&mut progress, Progress::Begun).await;
         ticket.begins();
@@ -127,7 +151,7 @@ async fn connection(
     };
     let turned = tokio::select! {
         ended = &mut serving => ended,
-        _ = leave => return tracing::debug!(%peer, "unauthenticated connection gave way to others"),
+        _ = leave => return tracing::debug!(?peer, "unauthenticated connection gave way to others"),
         () = admitted => {
             drop(ticket);
             serving.await
@@ -135,8 +159,8 @@ async fn connection(
     };
     match turned {
         Ok(()) => {}
-        Err(Turned::TimedOut { after }) => tracing::debug!(%peer, ?after, "connection did not authenticate in time"),
-        Err(Turned::Left { error }) => tracing::debug!(%peer, error, "connection did not authenticate"),
+        Err(Turned::TimedOut { after }) => tracing::debug!(?peer, ?after, "connection did not authenticate in time"),
+        Err(Turned::Left { error }) => tracing::debug!(?peer, error, "connection did not authenticate"),
     }
 }
 

@@ -2,19 +2,23 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, ToSocketAddrs};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{mpsc, watch};
 
+use super::accept::{Listener, Reception};
 use super::registry::{Registry, RegistryGate, Rules};
 use super::roster::{Balance, TunnelPolicy};
 use super::strangers::StrangerLimits;
 use super::tunnel::TunnelInfo;
-use super::{Hub, Inner, Stage, accept, recheck};
+use super::{Hub, Inner, Stage, recheck};
 use crate::incoming::Acceptor;
 use crate::ssh::{self, Authorizer, Door, LoginConfig, PrivateKey, TunnelConfig};
+
+/// Streams that a user may hand over before the first of them is taken.
+const HANDED_OVER: usize = 16;
 
 /// Sets up a [`Hub`]. What is required: a host key and an authorizer.
 #[must_use = "a builder does nothing until `bind`"]
@@ -35,6 +39,14 @@ pub enum BindError {
     /// No authorizer was set, so no agent could ever log in.
     #[error("no authorizer is set: call `authorizer(AuthorizedKeys::open(…)?)` to say which keys may be which agents")]
     NoAuthorizer,
+    /// The text is no address to listen on.
+    #[error("`{}` cannot be listened on: {why}", .given.escape_debug())]
+    InvalidAddress {
+        /// What was given.
+        given: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: is another hub running, or the port taken or privileged?")]
     Listen {
@@ -217,12 +229,22 @@ impl HubBuilder {
             gate: Arc::new(RegistryGate(registry.clone())),
             acceptor: acceptor.clone(),
         });
-        let stage = watch::Sender::new(Stage::Open);
-        let task = tokio::spawn(accept::run(listener, door, self.limits, stage.subscribe()));
+        let reception = Arc::new(Reception::new(door, self.limits));
+        let (streams, handed_over) = mpsc::channel(HANDED_OVER);
+        let inner = Inner {
+            local_addr,
+            registry,
+            acceptor,
+            stage: watch::Sender::new(Stage::Open),
+            reception,
+            streams,
+            listeners: Mutex::default(),
+            rechecking,
+        };
+        inner.listen(Listener::Tcp(listener));
+        inner.listen(Listener::Streams(handed_over));
         tracing::info!(address = %local_addr, "hub listens");
-        let abort = task.abort_handle();
-        let listener = Mutex::new(Some(task));
-        Ok(Hub { inner: Arc::new(Inner { local_addr, registry, acceptor, stage, listener, abort, rechecking }) })
+        Ok(Hub { inner: Arc::new(inner) })
     }
 }
 

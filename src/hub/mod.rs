@@ -11,11 +11,13 @@ mod tunnel;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, watch};
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 pub use self::builder::{BindError, HubBuilder};
 pub use self::events::{EventsError, HubEvent, HubEvents};
@@ -27,6 +29,10 @@ pub(crate) use self::registry::Admits;
 pub(crate) use self::registry::{Registry, ToAgents};
 pub(crate) use self::roster::Selector;
 
+use self::accept::{Listener, Reception};
+#[cfg(unix)]
+use crate::carrier::unix;
+use crate::carrier::{Address, Carried};
 use crate::channel::TunnelChannel;
 use crate::close::CloseReason;
 use crate::connector::Connector;
@@ -60,9 +66,19 @@ struct Inner {
     registry: Arc<Registry>,
     acceptor: Arc<Acceptor>,
     stage: watch::Sender<Stage>,
-    listener: Mutex<Option<JoinHandle<()>>>,
-    abort: AbortHandle,
+    reception: Arc<Reception>,
+    /// For streams that the user brings.
+    streams: mpsc::Sender<Carried>,
+    /// A listener's task owns its connections'; dropping them ends all.
+    listeners: Mutex<JoinSet<()>>,
     rechecking: AbortHandle,
+}
+
+impl Inner {
+    fn listen(&self, listener: Listener) {
+        let accepting = accept::run(listener, self.reception.clone(), self.stage.subscribe());
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).spawn(accepting);
+    }
 }
 
 /// How far a hub is with ending; it never goes back.
@@ -82,8 +98,6 @@ async fn reached(stage: &mut watch::Receiver<Stage>, wanted: Stage) {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The listener's task owns every connection's.
-        self.abort.abort();
         self.rechecking.abort();
         self.acceptor.close();
     }
@@ -93,6 +107,48 @@ impl Hub {
     /// The address that the hub listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.inner.local_addr
+    }
+
+    /// Accepts agents at one more place, as long as the hub lives: `ssh://0.0.0.0:2222` or `unix:/run/hub.sock`. Gives
+    /// the address back, with the port that was chosen if it was 0.
+    ///
+    /// A Unix socket that nobody listens on any more is replaced; who may connect to it is what its directory and the
+    /// umask say, and each has to authenticate all the same. Connections by it have no address, and so no limit for each
+    /// source before they have authenticated, only [the total](HubBuilder::unauthenticated_limits).
+    ///
+    /// # Errors
+    /// [`BindError`]: the text is not an address, or cannot be listened on.
+    pub async fn listen(&self, address: &str) -> Result<String, BindError> {
+        let failed = |source| BindError::Listen { address: address.to_owned(), source };
+        let invalid = |why| BindError::InvalidAddress { given: address.to_owned(), why };
+        let (listener, address) = match Address::parse_to_listen(address).map_err(invalid)? {
+            Address::Tcp(at) => {
+                let listener = TcpListener::bind((at.host.as_str(), at.port)).await.map_err(failed)?;
+                let at = listener.local_addr().map_err(failed)?;
+                (Listener::Tcp(listener), format!("ssh://{at}"))
+            }
+            #[cfg(unix)]
+            Address::Unix(path) => (Listener::Unix(unix::Listener::bind(&path).map_err(failed)?), address.to_owned()),
+        };
+        tracing::info!(address, "hub listens");
+        self.inner.listen(listener);
+        Ok(address)
+    }
+
+    /// Takes in an agent that comes by a stream of your own, and returns when it is in line. It has to authenticate like
+    /// every other. `peer` is where it comes from, if that is known: it counts for the
+    /// [limits](HubBuilder::unauthenticated_limits), for `from="…"` in `authorized_keys` and for logs, so it must not be
+    /// what the peer itself says.
+    ///
+    /// A stream should send what is written without delay (`TCP_NODELAY`). After a shutdown it is dropped.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the stream, if it is not in line yet.
+    pub async fn accept_stream<S>(&self, stream: S, peer: Option<SocketAddr>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _ = self.inner.streams.send(Carried::own(stream, peer)).await; // refused once the hub has shut down
     }
 
     /// Waits until an agent can be called, and returns its tunnel, or one of them; at once if it can be now.
@@ -192,11 +248,8 @@ impl Hub {
         }
         let tunnels = sessions.len();
         sessions.join_all().await;
-        inner.abort.abort();
-        let listener = inner.listener.lock().await.take();
-        if let Some(listener) = listener {
-            let _ = listener.await; // it was just aborted
-        }
+        let mut listeners = std::mem::take(&mut *inner.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        listeners.shutdown().await;
         tracing::info!(tunnels, forced = second, "hub shut down");
     }
 

@@ -44,7 +44,7 @@ pub(crate) enum Admission {
 
 #[derive(Debug)]
 struct Stranger {
-    source: IpAddr,
+    source: Option<IpAddr>,
     since: Instant,
     has_begun: bool,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Strangers {
     next: u64,
     /// Oldest first.
     places: BTreeMap<Place, Stranger>,
-    sources: HashMap<IpAddr, usize>,
+    sources: HashMap<Option<IpAddr>, usize>,
 }
 
 impl Strangers {
@@ -70,10 +70,11 @@ impl Strangers {
         Self { limits, next: 0, places: BTreeMap::new(), sources: HashMap::new() }
     }
 
-    pub(crate) fn enter(&mut self, from: IpAddr, now: Instant) -> Admission {
-        let source = source_of(from);
+    /// Those of whom no address is known are one source, without a limit of its own.
+    pub(crate) fn enter(&mut self, from: Option<IpAddr>, now: Instant) -> Admission {
+        let source = from.map(source_of);
         let own = self.sources.get(&source).copied().unwrap_or(0);
-        if own >= self.limits.per_source {
+        if source.is_some() && own >= self.limits.per_source {
             return Admission::SourceFull;
         }
         let mut evicted = None;
@@ -150,35 +151,35 @@ mod tests {
     fn one_source_cannot_take_every_place() {
         let (mut s, now) = (strangers(10, 2), Instant::now());
         let a = "192.0.2.1".parse().unwrap();
-        let first = place(s.enter(a, now));
-        place(s.enter(a, now));
-        assert_eq!(s.enter(a, now), Admission::SourceFull);
-        place(s.enter("192.0.2.2".parse().unwrap(), now));
+        let first = place(s.enter(Some(a), now));
+        place(s.enter(Some(a), now));
+        assert_eq!(s.enter(Some(a), now), Admission::SourceFull);
+        place(s.enter(Some("192.0.2.2".parse().unwrap()), now));
         s.leave(first);
         s.leave(first);
-        place(s.enter(a, now));
-        assert_eq!(s.enter(a, now), Admission::SourceFull);
+        place(s.enter(Some(a), now));
+        assert_eq!(s.enter(Some(a), now), Admission::SourceFull);
     }
 
     #[test]
     fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
         let (mut s, now) = (strangers(10, 1), Instant::now());
-        place(s.enter("2001:db8::1".parse().unwrap(), now));
-        assert_eq!(s.enter("2001:db8::2".parse().unwrap(), now), Admission::SourceFull);
-        place(s.enter("2001:db8:0:1::1".parse().unwrap(), now));
-        place(s.enter("::ffff:192.0.2.1".parse().unwrap(), now));
-        assert_eq!(s.enter("192.0.2.1".parse().unwrap(), now), Admission::SourceFull);
+        place(s.enter(Some("2001:db8::1".parse().unwrap()), now));
+        assert_eq!(s.enter(Some("2001:db8::2".parse().unwrap()), now), Admission::SourceFull);
+        place(s.enter(Some("2001:db8:0:1::1".parse().unwrap()), now));
+        place(s.enter(Some("::ffff:192.0.2.1".parse().unwrap()), now));
+        assert_eq!(s.enter(Some("192.0.2.1".parse().unwrap()), now), Admission::SourceFull);
     }
 
     #[test]
     fn oldest_stranger_gives_way_once_it_has_had_its_time() {
         let (mut s, now) = (strangers(2, 9), Instant::now());
         let a = "192.0.2.1".parse().unwrap();
-        let oldest = place(s.enter(a, now));
-        place(s.enter(a, now));
-        assert_eq!(s.enter(a, now), Admission::Full);
+        let oldest = place(s.enter(Some(a), now));
+        place(s.enter(Some(a), now));
+        assert_eq!(s.enter(Some(a), now), Admission::Full);
         let later = now + PATIENCE;
-        assert!(matches!(s.enter(a, later), Admission::Admitted { evicted: Some(e), .. } if e == oldest));
+        assert!(matches!(s.enter(Some(a), later), Admission::Admitted { evicted: Some(e), .. } if e == oldest));
         assert_eq!(s.places.len(), 2);
     }
 
@@ -186,24 +187,24 @@ mod tests {
     fn source_with_many_places_gives_way_to_one_with_few() {
         let (mut s, now) = (strangers(4, 9), Instant::now());
         let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
-        place(s.enter(b, now));
+        place(s.enter(Some(b), now));
         for _ in 0..2 {
-            place(s.enter(a, now));
+            place(s.enter(Some(a), now));
         }
-        let newest = place(s.enter(a, now));
-        assert!(matches!(s.enter(c, now), Admission::Admitted { evicted: Some(e), .. } if e == newest));
+        let newest = place(s.enter(Some(a), now));
+        assert!(matches!(s.enter(Some(c), now), Admission::Admitted { evicted: Some(e), .. } if e == newest));
         // A second place for one would be taken from another's second.
-        assert_eq!(s.enter(c, now), Admission::Full);
+        assert_eq!(s.enter(Some(c), now), Admission::Full);
     }
 
     #[test]
     fn stranger_that_begins_a_login_has_more_time() {
         let (mut s, now) = (strangers(2, 9), Instant::now());
         let a = "192.0.2.1".parse().unwrap();
-        let oldest = place(s.enter(a, now));
-        let silent = place(s.enter(a, now));
+        let oldest = place(s.enter(Some(a), now));
+        let silent = place(s.enter(Some(a), now));
         s.begins(oldest);
-        let newcomer = |s: &mut Strangers, at| match s.enter(a, at) {
+        let newcomer = |s: &mut Strangers, at| match s.enter(Some(a), at) {
             Admission::Admitted { place, evicted: Some(evicted) } => {
                 s.begins(place);
                 evicted
@@ -211,7 +212,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(newcomer(&mut s, now + PATIENCE), silent);
-        assert_eq!(s.enter(a, now + PATIENCE * 2), Admission::Full);
+        assert_eq!(s.enter(Some(a), now + PATIENCE * 2), Admission::Full);
         assert_eq!(newcomer(&mut s, now + LOGIN_PATIENCE), oldest);
     }
 
@@ -236,7 +237,8 @@ mod tests {
                 }
                 !ready
             });
-            if let Admission::Admitted { place, evicted } = s.enter(IpAddr::from((0x0a00_0000 + n).to_be_bytes()), now)
+            if let Admission::Admitted { place, evicted } =
+                s.enter(Some(IpAddr::from((0x0a00_0000 + n).to_be_bytes())), now)
             {
                 evictions += usize::from(evicted.and_then(|place| under_way.remove(&place)).is_some());
                 under_way.insert(place, now);
@@ -250,9 +252,20 @@ mod tests {
     fn nothing_is_kept_of_those_who_left() {
         let (mut s, now) = (strangers(100, 100), Instant::now());
         for n in 0..100u8 {
-            let p = place(s.enter(IpAddr::from([192, 0, 2, n]), now));
+            let p = place(s.enter(Some(IpAddr::from([192, 0, 2, n])), now));
             s.leave(p);
         }
         assert!(s.places.is_empty() && s.sources.is_empty());
+    }
+
+    #[test]
+    fn those_without_an_address_share_the_total_alone() {
+        let mut s = Strangers::new(StrangerLimits { total: 4, per_source: 1 });
+        let now = Instant::now();
+        for _ in 0..4 {
+            place(s.enter(None, now));
+        }
+        assert_eq!(s.enter(None, now), Admission::Full);
+        assert!(matches!(s.enter(Some([192, 0, 2, 1].into()), now), Admission::Admitted { evicted: Some(_), .. }));
     }
 }

@@ -16,7 +16,7 @@ use super::identity::{AuthError, Identity};
 use super::io::TunnelIo;
 use super::session::{DialBack, Opener, Session, SessionParts, TUNNEL_PATH};
 use super::write_behind::{Carrier, WriteBehind};
-use crate::carrier::tcp::HostPort;
+use crate::carrier::HostPort;
 use crate::close::CloseReason;
 use crate::incoming::{Acceptor, NotTaken};
 use crate::labels::{self, Labels};

@@ -25,6 +25,17 @@ pub struct RigBuilder {
     hub: HubBuilder,
     agent: AgentBuilder,
     proxy: Option<Between>,
+    over: Over,
+}
+
+/// The carrier, where there is no proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Tcp,
+    /// A Unix socket.
+    Unix,
+    /// Streams that both ends bring themselves.
+    Own,
 }
 
 /// What lies between hub and agent.
@@ -45,6 +56,14 @@ pub struct Rig {
     pub proxy: Option<Proxy>,
     pub agent_server: JoinHandle<Result<(), tonic::transport::Error>>,
     pub hub_server: JoinHandle<Result<(), tonic::transport::Error>>,
+    _dir: tempfile::TempDir,
+}
+
+/// A pipe in memory, whose other end the hub gets.
+pub async fn dial_own(hub: Hub) -> std::io::Result<tokio::io::DuplexStream> {
+    let (agents, hubs) = tokio::io::duplex(64 << 10);
+    hub.accept_stream(hubs, None).await;
+    Ok(agents)
 }
 
 impl RigBuilder {
@@ -66,6 +85,12 @@ impl RigBuilder {
     /// The same, with socket buffers of so many bytes, and set up before the agent dials.
     pub fn proxy_with(mut self, buffers: Option<u32>, set: fn(&Proxy)) -> Self {
         self.proxy = Some(Between { buffers, set });
+        self
+    }
+
+    /// Another carrier than TCP.
+    pub fn over(mut self, carrier: Over) -> Self {
+        self.over = carrier;
         self
     }
 
@@ -93,12 +118,24 @@ impl RigBuilder {
             None => None,
         };
         let address = proxy.as_ref().map_or(hub.local_addr(), Proxy::address);
-        let agent = self.agent.connect(address.to_string()).await.expect("connect agent");
+        let dir = tempfile::tempdir().expect("a directory");
+        let agent = match self.over {
+            Over::Tcp => self.agent.connect(address.to_string()).await,
+            Over::Unix => {
+                let url = format!("unix:{}", dir.path().join("hub").display());
+                self.agent.connect(hub.listen(&url).await.expect("listen")).await
+            }
+            Over::Own => {
+                let hub = hub.clone();
+                self.agent.connect_with("hub", move || dial_own(hub.clone())).await
+            }
+        };
+        let agent = agent.expect("connect agent");
         let (echo, hub_echo) = (Echo::default(), Echo::default());
         let agent_server = serve(&echo, agent.incoming());
         let hub_server = serve(&hub_echo, hub.incoming());
         hub.wait_for(AGENT).await.expect("agent is ready");
-        Rig { hub, agent, echo, hub_echo, proxy, agent_server, hub_server }
+        Rig { hub, agent, echo, hub_echo, proxy, agent_server, hub_server, _dir: dir }
     }
 }
 
@@ -118,6 +155,7 @@ impl Rig {
             hub: Hub::builder(host).authorizer(allowed).rejection_time(Duration::from_millis(10)),
             agent: Agent::builder(AGENT, key).host_keys(known),
             proxy: None,
+            over: Over::Tcp,
         }
     }
 

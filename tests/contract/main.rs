@@ -77,6 +77,8 @@ stamp_calls! { dialled, Dialled, "multi_thread" }
 stamp_calls! { to_hub, ToHub, "multi_thread" }
 stamp_calls! { chopped, Chopped, "multi_thread" }
 stamp_calls! { one_thread, Shared, "current_thread" }
+stamp_calls! { unix, Unix, "multi_thread" }
+stamp_calls! { own, Own, "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_calls! { gateway, Gateway, "multi_thread" }
 
@@ -84,6 +86,8 @@ stamp_bulk! { shared_bulk, Shared, "multi_thread" }
 stamp_bulk! { dialled_bulk, Dialled, "multi_thread" }
 stamp_bulk! { to_hub_bulk, ToHub, "multi_thread" }
 stamp_bulk! { one_thread_bulk, Shared, "current_thread" }
+stamp_bulk! { unix_bulk, Unix, "multi_thread" }
+stamp_bulk! { own_bulk, Own, "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_bulk! { gateway_bulk, Gateway, "multi_thread" }
 

@@ -13,7 +13,7 @@ use tower::{Service, ServiceExt};
 use crate::common::echo::Echo;
 use crate::common::echo::pb::echo_client::EchoClient;
 use crate::common::proxy::Way::Both;
-use crate::common::rig::{AGENT, Rig, RigBuilder};
+use crate::common::rig::{AGENT, Over, Rig, RigBuilder};
 
 /// How a call gets to its Echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,10 @@ pub enum Way {
     ToHub,
     /// As `Shared`, over a network that delivers every byte in a packet of its own.
     Chopped,
+    /// As `Shared`, over a Unix socket.
+    Unix,
+    /// As `Shared`, over streams that both ends bring.
+    Own,
     /// An ordinary tonic client at the hub's gateway.
     #[cfg(feature = "gateway")]
     Gateway,
@@ -47,6 +51,8 @@ impl Way {
     pub async fn start(self) -> Line {
         match self {
             Self::Chopped => self.start_with(Rig::builder().proxy()).await,
+            Self::Unix => self.start_with(Rig::builder().over(Over::Unix)).await,
+            Self::Own => self.start_with(Rig::builder().over(Over::Own)).await,
             _ => self.start_with(Rig::builder()).await,
         }
     }
@@ -65,7 +71,7 @@ impl Way {
             return Line { rig, client, way: self, _gateway: Some(gateway) };
         }
         let channel = match self {
-            Self::Shared | Self::Chopped => own(rig.hub.channel(AGENT).expect("an id")),
+            Self::Shared | Self::Chopped | Self::Unix | Self::Own => own(rig.hub.channel(AGENT).expect("an id")),
             Self::ToHub => own(rig.agent.channel()),
             Self::Dialled => tonics(rig.dial().await),
             #[cfg(feature = "gateway")]
@@ -82,12 +88,16 @@ impl Way {
 
     /// Whether tonic's own channel makes the calls.
     pub fn is_tonics(self) -> bool {
-        !matches!(self, Self::Shared | Self::ToHub | Self::Chopped)
+        self == Self::Dialled || self.hops() > 1
     }
 
     /// How many HTTP/2 connections a call goes through.
     pub fn hops(self) -> usize {
-        if matches!(self, Self::Shared | Self::ToHub | Self::Chopped | Self::Dialled) { 1 } else { 2 }
+        match self {
+            #[cfg(feature = "gateway")]
+            Self::Gateway => 2,
+            _ => 1,
+        }
     }
 
     /// How many bytes a promise may send: each costs a packet where they travel alone.

@@ -1,0 +1,84 @@
+//! A Unix socket as a carrier: a hub on the same machine, or behind a proxy that hands its connections over.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{Carried, DialFailure};
+
+pub(super) async fn dial(path: &Path, timeout: Duration) -> Result<Carried, DialFailure> {
+    // A socket whose owner does not accept fails at once or, when its queue is full, waits.
+    let connected = match tokio::time::timeout(timeout, UnixStream::connect(path)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    connected.map(|stream| Carried::own(stream, None)).map_err(DialFailure::Connect)
+}
+
+/// A socket in the file system. Dropping it removes the file.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// A socket that somebody listens on is an error; one that a crash left behind is replaced.
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
+                fs::remove_file(path)?;
+                UnixListener::bind(path)
+            }
+            bound => bound,
+        }?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // it may have been removed, or its directory
+    }
+}
+
+/// Whether it is a socket that nobody listens on.
+fn is_stale(path: &Path) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let refused = || {
+        let dialled = std::os::unix::net::UnixStream::connect(path);
+        dialled.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    is_socket && refused()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hub");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "the standard library leaves it");
+
+        let listener = Listener::bind(&path).unwrap();
+        let second = Listener::bind(&path).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse, "somebody listens");
+        drop(listener);
+        assert!(!path.exists());
+
+        fs::write(&path, "a file of somebody's").unwrap();
+        assert!(Listener::bind(&path).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a file of somebody's");
+    }
+}

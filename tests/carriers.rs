@@ -1,0 +1,193 @@
+//! Tunnels over other carriers than TCP, and how each end names and makes them.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::echo::{Echo, payload, pb::echo_client::EchoClient};
+use common::rig::{AGENT, Over, Rig, dial_own, serve, soon};
+use dialback::{
+    Agent, AgentBuilder, AgentStatus, AllowedKeys, BindError, ConnectError, HostKeys, Hub, HubBuilder, PrivateKey,
+    TunnelChannel,
+};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+fn keys() -> (HubBuilder, AgentBuilder) {
+    let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+    let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).expect("an id");
+    let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host.public_key()));
+    let backoff = (Duration::from_millis(20), Duration::from_millis(20));
+    (Hub::builder(host).authorizer(allowed), agent.backoff(backoff.0, backoff.1, Duration::from_secs(60)))
+}
+
+async fn assert_answers(channel: TunnelChannel) {
+    let answer = soon("an answer", EchoClient::new(channel).unary(payload("ping"))).await.expect("an answer");
+    assert_eq!(answer.into_inner().data, b"ping");
+}
+
+#[tokio::test]
+async fn every_carrier_carries_calls_both_ways() {
+    for carrier in [Over::Tcp, Over::Unix, Over::Own] {
+        let rig = Rig::builder().over(carrier).start().await;
+        assert_answers(rig.hub.channel(AGENT).expect("an id")).await;
+        assert_answers(rig.agent.channel()).await;
+        let peer = rig.hub.get(AGENT).expect("connected").peer_addr();
+        assert_eq!(peer.is_some(), carrier == Over::Tcp, "{carrier:?}: {peer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hub_listens_at_several_places() {
+    let (hub, agent) = keys();
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let second = hub.listen("ssh://127.0.0.1:0").await.expect("listen");
+    assert!(second.starts_with("ssh://127.0.0.1:") && !second.ends_with(":0"), "{second}");
+
+    let agent = agent.connect(&*second).await.expect("connect");
+    soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
+
+    assert!(format!("{:?}", agent.status().borrow()).contains(&second), "{:?}", agent.status().borrow());
+    assert!(matches!(hub.listen(&second).await, Err(BindError::Listen { .. })), "listens twice");
+    for bad in ["", "127.0.0.1", "tcp://127.0.0.1:1", "unix:", "ssh://me@127.0.0.1:0", "http://127.0.0.1:0"] {
+        let error = hub.listen(bad).await.expect_err(bad);
+        assert!(matches!(&error, BindError::InvalidAddress { given, .. } if given == bad), "{bad}: {error}");
+    }
+}
+
+/// IPv6, and a name with an address that does not answer before the one that does.
+#[tokio::test]
+async fn agents_reach_a_hub_by_ipv6() {
+    let (hub, agent) = keys();
+    let hub = hub.bind("[::1]:0").await.expect("bind");
+    let _agent = agent.connect(format!("ssh://{}", hub.local_addr())).await.expect("connect");
+    let tunnel = soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
+    assert!(tunnel.peer_addr().expect("an address").is_ipv6());
+}
+
+/// A hub that was killed leaves its socket behind; the next one takes its place, and the agent comes back by itself.
+#[tokio::test]
+async fn agents_come_back_by_a_unix_socket() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("hub.sock");
+    let url = format!("unix:{}", path.display());
+    let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+    let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).expect("an id");
+    let start = async || {
+        let hub = Hub::builder(host.clone()).authorizer(allowed.clone()).bind("127.0.0.1:0").await.expect("bind");
+        hub.listen(&url).await.expect("listen");
+        hub
+    };
+    let hub = start().await;
+    let known_hosts = dir.path().join("known_hosts");
+    std::fs::write(&known_hosts, format!("localhost {}\n", host.public_key())).expect("write known_hosts");
+    let agent = Agent::builder(AGENT, key).host_keys(HostKeys::known_hosts(&known_hosts).expect("known_hosts"));
+    let pause = Duration::from_millis(20);
+    let agent = agent.backoff(pause, pause, Duration::from_secs(60)).connect(&*url).await.expect("connect");
+    serve(&Echo::default(), agent.incoming());
+    soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
+
+    drop(hub);
+    soon("the loss", agent.status().wait_for(|status| !status.is_connected())).await.expect("the agent lives");
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("what a crash leaves"));
+    let hub = start().await;
+
+    soon("the agent again", hub.wait_for(AGENT)).await.expect("an id");
+    assert_answers(hub.channel(AGENT).expect("an id")).await;
+}
+
+#[tokio::test]
+async fn one_stream_is_one_tunnel() {
+    let (hub, agent) = keys();
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let peer: SocketAddr = "192.0.2.7:1234".parse().expect("an address");
+    let (agents, hubs) = tokio::io::duplex(4096);
+    hub.accept_stream(hubs, Some(peer)).await;
+    let agent = soon("the login", agent.tunnels(4).connect_over("hub.example.com", agents)).await.expect("connect");
+    let server = serve(&Echo::default(), agent.incoming());
+    let tunnel = soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
+    assert_eq!((tunnel.peer_addr(), hub.tunnels().len()), (Some(peer), 1));
+    assert_answers(hub.channel(AGENT).expect("an id")).await;
+
+    tunnel.close();
+
+    soon("the end", agent.status().wait_for(|status| matches!(status, AgentStatus::Stopped))).await.expect("an agent");
+    soon("the server's end", server).await.expect("no panic").expect("served");
+}
+
+#[tokio::test]
+async fn own_streams_are_dialled_again_and_what_fails_is_told() {
+    let (hub, agent) = keys();
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let dials = Arc::new(AtomicUsize::new(0));
+    let dial = {
+        let (hub, dials) = (hub.clone(), dials.clone());
+        move || {
+            let (hub, dial) = (hub.clone(), dials.fetch_add(1, Ordering::Relaxed));
+            async move {
+                // The second fails, and is followed by a third.
+                if dial == 1 { Err(std::io::Error::other("no dial tone")) } else { dial_own(hub).await }
+            }
+        }
+    };
+    let agent = agent.connect_with("hub.example.com", dial).await.expect("connect");
+    let tunnel = soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
+    let mut status = agent.status();
+
+    tunnel.close();
+
+    let failed = |status: &AgentStatus| format!("{status:?}").contains("no dial tone");
+    soon("the failure", status.wait_for(failed)).await.expect("an agent");
+    soon("the return", status.wait_for(AgentStatus::is_connected)).await.expect("an agent");
+    assert_eq!(dials.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn streams_are_strangers_until_they_have_authenticated() {
+    let (hub, agent) = keys();
+    let hub = hub.unauthenticated_limits(2, 1).login_timeout(Duration::from_secs(2)).bind("127.0.0.1:0").await;
+    let hub = hub.expect("bind");
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        let (mine, hubs) = tokio::io::duplex(4096);
+        hub.accept_stream(hubs, None).await;
+        silent.push(mine);
+    }
+    // All places are taken, by connections that have not had their time.
+    let (mut turned_away, hubs) = tokio::io::duplex(4096);
+    hub.accept_stream(hubs, None).await;
+    assert_eq!(soon("the end", turned_away.read(&mut [0; 100])).await.expect("an end"), 0);
+    // Those in their places are given up when their time is over.
+    for mut stream in silent {
+        soon("the end", async { while stream.read(&mut [0; 100]).await.expect("an end") > 0 {} }).await;
+    }
+    agent.connect(hub.local_addr().to_string()).await.expect("a hub that still works");
+
+    hub.shutdown(Duration::ZERO).await;
+    let (mut late, hubs) = tokio::io::duplex(4096);
+    hub.accept_stream(hubs, None).await;
+    assert_eq!(soon("the end", late.read(&mut [0; 100])).await.expect("an end"), 0, "the hub has shut down");
+}
+
+#[tokio::test]
+async fn a_socket_without_a_hub_is_an_error_that_says_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, agent) = keys();
+    let url = format!("unix:{}", dir.path().join("nobody").display());
+    let error = agent.connect(&*url).await.expect_err("nobody is there");
+    assert!(matches!(&error, ConnectError::Unreachable { hub, .. } if *hub == url), "{error:?}");
+    assert!(error.is_transient());
+
+    // And one that is no hub: whoever is there says nothing.
+    let path = dir.path().join("silent");
+    let listener = tokio::net::UnixListener::bind(&path).expect("bind");
+    let (_, agent) = keys();
+    let agent = agent.login_timeout(Duration::from_millis(300)).connect(format!("unix:{}", path.display()));
+    let error = soon("the end of patience", agent).await.expect_err("nobody answers");
+    assert!(matches!(error, ConnectError::TimedOut { .. }), "{error:?}");
+    drop(UnixStream::connect(&path).await.expect("it listened"));
+    drop(listener);
+}
