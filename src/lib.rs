@@ -191,6 +191,8 @@ mod carrier;
 mod channel;
 mod close;
 mod connector;
+#[cfg(any(feature = "gateway", feature = "websocket"))]
+mod follow;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 mod http2;
@@ -201,6 +203,8 @@ mod labels;
 mod ssh;
 pub mod stats;
 mod time;
+#[cfg(any(feature = "gateway", feature = "websocket"))]
+mod tls;
 pub mod tuning;
 mod tunnel;
 

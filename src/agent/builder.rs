@@ -32,6 +32,8 @@ pub struct AgentBuilder {
     backoff: Backoff,
     renew_after: u64,
     labels: Vec<(String, String)>,
+    #[cfg(feature = "websocket")]
+    tls_roots: Option<std::path::PathBuf>,
     tunnels: u16,
 }
 
@@ -47,6 +49,8 @@ impl Agent {
             backoff: Backoff::default(),
             renew_after: RENEW_AFTER,
             labels: Vec::new(),
+            #[cfg(feature = "websocket")]
+            tls_roots: None,
             tunnels: 1,
         }
     }
@@ -137,12 +141,21 @@ impl AgentBuilder {
         self
     }
 
+    /// Certificates of authorities in a PEM file that the hub's TLS may be certified by, at `wss://…`, beside those that
+    /// the system trusts. Read at each dial. The hub proves itself by its SSH host key all the same.
+    #[cfg(feature = "websocket")]
+    pub fn tls_roots(mut self, file: impl Into<std::path::PathBuf>) -> Self {
+        self.tls_roots = Some(file.into());
+        self
+    }
+
     /// Connects, once; from then on the agent keeps the tunnel standing by itself. Of several
     /// [`tunnels`](AgentBuilder::tunnels) this waits for the first.
     ///
     /// | hub | carrier |
     /// |---|---|
     /// | `hub.example.com:2222`, `ssh://hub.example.com:2222` | TCP |
+    /// | `wss://hub.example.com/tunnel`, `ws://…` | a WebSocket, with TLS and without (feature `websocket`) |
     /// | `unix:/run/hub.sock` | a Unix socket of this machine; `known_hosts` knows its hub as `localhost` |
     ///
     /// # Errors
@@ -224,8 +237,15 @@ impl AgentBuilder {
     }
 
     fn to_address(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
-        let address = Address::parse(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
-        self.prepare(hub, address.name(), Dialer::To(address))
+        let address =
+            Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
+        let name = address.name();
+        let dialer = Dialer::To {
+            address,
+            #[cfg(feature = "websocket")]
+            tls_roots: self.tls_roots.clone(),
+        };
+        self.prepare(hub, name, dialer)
     }
 
     fn by_name(self, hub: String, dialer: Dialer) -> Result<(Arc<Shared>, Backoff), ConnectError> {

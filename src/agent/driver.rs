@@ -168,6 +168,12 @@ impl Shared {
         let Carried { stream, local, peer } = self.dialer.dial(timeout).await.map_err(|failure| match failure {
             DialFailure::Resolve { host, source } => ConnectError::Resolve { host, source },
             DialFailure::Connect(source) => ConnectError::Unreachable { hub: hub.clone(), source },
+            #[cfg(feature = "websocket")]
+            DialFailure::Tls(source) => ConnectError::Tls { hub: hub.clone(), source },
+            #[cfg(feature = "websocket")]
+            DialFailure::Roots(error) => ConnectError::TlsRoots(error),
+            #[cfg(feature = "websocket")]
+            DialFailure::NotWebSocket { status, why } => ConnectError::NotWebSocket { hub: hub.clone(), status, why },
             DialFailure::Spent => ConnectError::Stopped,
         })?;
         let id = TunnelId::next();

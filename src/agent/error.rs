@@ -44,6 +44,32 @@ pub enum ConnectError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// TLS with the hub, or with what stands before it, failed.
+    #[cfg(feature = "websocket")]
+    #[error(
+        "TLS with {hub} failed: is its certificate valid, and for this name? For an authority of your own, call `tls_roots(file)`"
+    )]
+    Tls {
+        /// The hub.
+        hub: String,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The file with authorities of your own cannot be used.
+    #[cfg(feature = "websocket")]
+    #[error(transparent)]
+    TlsRoots(#[from] crate::tls::TlsError),
+    /// The server there opens no WebSocket.
+    #[cfg(feature = "websocket")]
+    #[error("{hub} opened no WebSocket, {why}: is the path right, and does every proxy before it pass upgrades on?")]
+    NotWebSocket {
+        /// The hub.
+        hub: String,
+        /// The HTTP status, if it was HTTP.
+        status: Option<u16>,
+        /// What was answered.
+        why: String,
+    },
     /// A step of the login took too long.
     #[error("{hub} did not finish the {step} within {after:?}")]
     TimedOut {
@@ -127,6 +153,11 @@ impl ConnectError {
     /// Whether trying again may help with nothing changed on this machine: the network or the hub may come back. What
     /// is misconfigured stays so.
     pub fn is_transient(&self) -> bool {
+        #[cfg(feature = "websocket")]
+        if let Self::NotWebSocket { status, .. } = self {
+            // A proxy whose hub is away, or that has too much to do.
+            return status.is_some_and(|status| status >= 500 || status == 429 || status == 408);
+        }
         matches!(
             self,
             Self::Resolve { .. }

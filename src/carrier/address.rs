@@ -11,7 +11,7 @@ pub(crate) struct HostPort {
 }
 
 impl HostPort {
-    /// `None` when the text is not `host:port`.
+    /// `None` when the text is not `host:port`. Port 0 is for those who listen.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = match host.strip_prefix('[') {
@@ -20,7 +20,7 @@ impl HostPort {
             None => host,
         };
         let valid = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c.is_control());
-        let port = port.parse().ok().filter(|port| *port != 0)?;
+        let port = port.parse().ok()?;
         valid.then(|| Self { host: host.to_owned(), port })
     }
 }
@@ -33,9 +33,54 @@ pub(crate) enum Address {
     /// `unix:/path`.
     #[cfg(unix)]
     Unix(PathBuf),
+    /// `ws://host:port/path`, `wss://host:port/path`.
+    #[cfg(feature = "websocket")]
+    WebSocket(WebSocketUrl),
+}
+
+/// Where a WebSocket is.
+#[cfg(feature = "websocket")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WebSocketUrl {
+    pub(crate) tls: bool,
+    pub(crate) at: HostPort,
+    /// The path, and the query if there is one.
+    pub(crate) target: http::uri::PathAndQuery,
+}
+
+#[cfg(feature = "websocket")]
+impl WebSocketUrl {
+    fn parse(tls: bool, rest: &str) -> Result<Self, &'static str> {
+        const URL: &str = "write wss://host/path, or wss://host:port/path";
+        let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if authority.contains('@') {
+            return Err("neither the agent's id nor a password is part of it: write wss://host/path");
+        }
+        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        let target = if target.contains('#') { Err(URL) } else { target.parse().map_err(|_| URL) }?;
+        let has_port = authority.rfind(':').is_some_and(|colon| !authority[colon..].contains(']'));
+        let customary = if tls { 443 } else { 80 };
+        let at = if has_port { authority.to_owned() } else { format!("{authority}:{customary}") };
+        Ok(Self { tls, at: HostPort::parse(&at).ok_or(URL)?, target })
+    }
+
+    /// `host` or `host:port`, as the head of a request names it.
+    pub(crate) fn authority(&self) -> String {
+        let HostPort { host, port } = &self.at;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        if *port == if self.tls { 443 } else { 80 } { host } else { format!("{host}:{port}") }
+    }
 }
 
 impl Address {
+    /// As [`parse`](Self::parse), for those who dial: port 0 is none.
+    pub(crate) fn parse_to_dial(text: &str) -> Result<Self, &'static str> {
+        match Self::parse(text)? {
+            address if address.name().port == 0 => Err("there is no port 0"),
+            address => Ok(address),
+        }
+    }
+
     /// `Err` tells how to write one.
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         const TCP: &str = "write host:port, such as hub.example.com:2222";
@@ -47,7 +92,13 @@ impl Address {
         }
         let rest = match text.split_once("://") {
             Some(("ssh", rest)) => rest.strip_suffix('/').unwrap_or(rest),
-            Some(_) => return Err("the carriers are ssh://host:port and unix:/path/to/socket"),
+            #[cfg(feature = "websocket")]
+            Some(("ws", rest)) => return WebSocketUrl::parse(false, rest).map(Self::WebSocket),
+            #[cfg(feature = "websocket")]
+            Some(("wss", rest)) => return WebSocketUrl::parse(true, rest).map(Self::WebSocket),
+            #[cfg(not(feature = "websocket"))]
+            Some(("ws" | "wss", _)) => return Err("WebSockets need dialback's feature `websocket`"),
+            Some(_) => return Err("the carriers are ssh://host:port, wss://host/path, ws://host/path and unix:/path"),
             None => text,
         };
         if rest.contains('@') {
@@ -59,20 +110,6 @@ impl Address {
         HostPort::parse(rest).map(Self::Tcp).ok_or(TCP)
     }
 
-    /// As [`parse`](Self::parse), where port 0 stands for any.
-    pub(crate) fn parse_to_listen(text: &str) -> Result<Self, &'static str> {
-        match text.strip_suffix(":0") {
-            Some(rest) if !text.starts_with("unix:") => {
-                Self::parse(&format!("{rest}:1")).map(|address| match address {
-                    Self::Tcp(at) => Self::Tcp(HostPort { port: 0, ..at }),
-                    #[cfg(unix)]
-                    other => other,
-                })
-            }
-            _ => Self::parse(text),
-        }
-    }
-
     /// The name under which `known_hosts` knows the hub.
     pub(crate) fn name(&self) -> HostPort {
         match self {
@@ -80,6 +117,8 @@ impl Address {
             // A socket is of this machine; 22 is what a name without a port has.
             #[cfg(unix)]
             Self::Unix(_) => HostPort { host: "localhost".into(), port: 22 },
+            #[cfg(feature = "websocket")]
+            Self::WebSocket(url) => url.at.clone(),
         }
     }
 }
@@ -94,7 +133,7 @@ mod tests {
         assert_eq!(parse("hub.example.com:2222"), Some(("hub.example.com".into(), 2222)));
         assert_eq!(parse("[::1]:22"), Some(("::1".into(), 22)));
         assert_eq!(parse("10.0.0.1:1"), Some(("10.0.0.1".into(), 1)));
-        for bad in ["hub", ":22", "hub:", "hub:0", "hub:65536", "::1:22", "[::1:22", "[]:22", "a b:22", "hub:ssh"] {
+        for bad in ["hub", ":22", "hub:", "hub:65536", "::1:22", "[::1:22", "[]:22", "a b:22", "hub:ssh"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }
@@ -108,6 +147,26 @@ mod tests {
         for bad in ["hub", "ssh://hub", "ssh://me@hub:1", "ssh://hub:1/path", "http://hub:1", "://hub:1", "", "ssh://"]
         {
             assert!(Address::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(Address::parse("hub:0"), tcp("hub", 0));
+        assert!(Address::parse_to_dial("hub:0").is_err());
+        #[cfg(feature = "websocket")]
+        {
+            let url = |text| match Address::parse(text) {
+                Ok(Address::WebSocket(url)) => Some((url.tls, url.authority(), url.at.port, url.target.to_string())),
+                _ => None,
+            };
+            let parts = |tls, authority: &str, port, target: &str| Some((tls, authority.into(), port, target.into()));
+            assert_eq!(url("wss://hub"), parts(true, "hub", 443, "/"));
+            assert_eq!(url("wss://hub/tunnel?a=b"), parts(true, "hub", 443, "/tunnel?a=b"));
+            assert_eq!(url("ws://hub:8080?a"), parts(false, "hub:8080", 8080, "/?a"));
+            assert_eq!(url("ws://[::1]/x"), parts(false, "[::1]", 80, "/x"));
+            assert_eq!(url("wss://[::1]:80/x"), parts(true, "[::1]:80", 80, "/x"));
+            for bad in
+                ["ws://", "wss:///tunnel", "ws://me@hub/", "ws://hub/#a", "ws://hub:x/", "ws://hub/a b", "wss://h h/"]
+            {
+                assert!(Address::parse(bad).is_err(), "{bad}");
+            }
         }
         #[cfg(unix)]
         {

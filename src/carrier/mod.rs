@@ -4,6 +4,8 @@ mod address;
 pub(crate) mod tcp;
 #[cfg(unix)]
 pub(crate) mod unix;
+#[cfg(feature = "websocket")]
+pub(crate) mod websocket;
 
 use std::future::Future;
 use std::io;
@@ -52,6 +54,17 @@ pub(crate) enum DialFailure {
         source: io::Error,
     },
     Connect(io::Error),
+    #[cfg(feature = "websocket")]
+    Tls(io::Error),
+    /// The file with an agent's own authorities.
+    #[cfg(feature = "websocket")]
+    Roots(crate::tls::TlsError),
+    /// Something else was answered.
+    #[cfg(feature = "websocket")]
+    NotWebSocket {
+        status: Option<u16>,
+        why: String,
+    },
     /// The only stream there was has been used.
     Spent,
 }
@@ -61,7 +74,12 @@ type Dial = dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>>
 
 /// How an agent comes by its carriers.
 pub(crate) enum Dialer {
-    To(Address),
+    To {
+        address: Address,
+        /// Authorities for TLS, beside the system's.
+        #[cfg(feature = "websocket")]
+        tls_roots: Option<std::path::PathBuf>,
+    },
     With(Box<Dial>),
     /// One stream, and so one tunnel.
     Once(Mutex<Option<Box<dyn Stream>>>),
@@ -90,9 +108,13 @@ impl Dialer {
 
     pub(crate) async fn dial(&self, timeout: Duration) -> Result<Carried, DialFailure> {
         match self {
-            Self::To(Address::Tcp(to)) => tcp::dial(to, timeout).await,
+            Self::To { address: Address::Tcp(to), .. } => tcp::dial(to, timeout).await,
             #[cfg(unix)]
-            Self::To(Address::Unix(path)) => unix::dial(path, timeout).await,
+            Self::To { address: Address::Unix(path), .. } => unix::dial(path, timeout).await,
+            #[cfg(feature = "websocket")]
+            Self::To { address: Address::WebSocket(url), tls_roots } => {
+                websocket::dial(url, tls_roots.as_deref(), timeout).await
+            }
             Self::With(dial) => match tokio::time::timeout(timeout, dial()).await {
                 Ok(Ok(stream)) => Ok(Carried { stream, local: None, peer: None }),
                 Ok(Err(error)) => Err(DialFailure::Connect(error)),

@@ -18,9 +18,9 @@ use tokio_rustls::TlsAcceptor;
 use super::Stage;
 use super::builder::Shared;
 use super::call::{self, Client};
-use super::tls::{self, Tls};
 use crate::carrier::tcp;
 use crate::http2::keep_alive;
+use crate::tls::Tls;
 use crate::tuning;
 
 /// How long the loop rests after the system refused a connection, usually for want of file descriptors.
@@ -117,7 +117,7 @@ async fn connection(
             return refuse_http1(stream).await;
         }
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
-        let names = certificate.map(tls::names_in).unwrap_or_default();
+        let names = certificate.map(names_in).unwrap_or_default();
         serve(stream, Client::new(peer, names), shared, stage).await
     };
     if let Err(error) = ended.await {
@@ -231,4 +231,13 @@ async fn serve(
             () = &mut silent => return Err("it answers no ping".into()),
         }
     }
+}
+
+/// The DNS names and URIs in a client's certificate, which was verified.
+fn names_in(certificate: &rustls::pki_types::CertificateDer<'_>) -> Vec<String> {
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return Vec::new() };
+    // A DNS name that looks like a URI must not pass for one.
+    let dns = certificate.valid_dns_names().filter(|name| !name.contains(':'));
+    let uris = certificate.valid_uri_names().filter(|uri| uri.contains(':'));
+    dns.chain(uris).map(str::to_owned).collect()
 }

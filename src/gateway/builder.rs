@@ -13,11 +13,14 @@ use tokio::sync::{Mutex, watch};
 use super::callers::PolicyFile;
 use super::limits::InFlight;
 use super::services::Services;
-use super::tls::{Tls, TlsError, TlsFiles};
 use super::{Gateway, Stage, accept};
 use crate::http2::Held;
 use crate::hub::{Hub, Registry};
+use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::tuning;
+
+/// Who asks for HTTP/1.1 is told by it that it is not spoken here.
+const PROTOCOLS: &[&str] = &["h2", "http/1.1"];
 
 /// Sets up a [`Gateway`].
 #[must_use = "a builder does nothing until `bind`"]
@@ -211,7 +214,9 @@ impl GatewayBuilder {
         let tls = match (self.tls, self.client_ca) {
             (None, None) => None,
             (None, Some(_)) => return Err(TlsError::NoTls.into()),
-            (Some((certificates, key)), client_ca) => Some(Tls::open(TlsFiles { certificates, key, client_ca })?),
+            (Some((certificates, key)), client_ca) => {
+                Some(Tls::open(TlsFiles { certificates, key, client_ca, protocols: PROTOCOLS })?)
+            }
         };
         let listener = TcpListener::bind(&address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;

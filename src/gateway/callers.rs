@@ -8,8 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 
-use super::follow::follow;
 use super::policy::{CallerName, Policy, PolicyError};
+use crate::follow::follow;
 
 /// The largest policy, in bytes.
 const MAX_FILE: u64 = 1 << 20;

@@ -4,12 +4,10 @@ mod accept;
 mod builder;
 mod call;
 mod callers;
-mod follow;
 mod limits;
 mod policy;
 mod services;
 mod target;
-mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,7 +21,7 @@ pub use self::call::CALLER_METADATA;
 pub use self::callers::{PolicyFile, PolicyFileError};
 pub use self::policy::{CallerName, Policy, PolicyError};
 pub use self::target::AGENT_METADATA;
-pub use self::tls::TlsError;
+pub use crate::tls::TlsError;
 
 /// The hub's own API, as the gateway serves it: messages, and a client for any tonic channel. `proto/hub.proto` says what
 /// they mean.

@@ -1,6 +1,7 @@
 //! The accept loops and the life of one connection.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +10,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::Stage;
 use super::strangers::{Admission, Place, StrangerLimits, Strangers};
+#[cfg(feature = "websocket")]
+use super::websocket::Front;
 #[cfg(unix)]
 use crate::carrier::unix;
 use crate::carrier::{Carried, tcp};
@@ -62,6 +66,12 @@ impl Reception {
         Self { door, strangers: Mutex::new(waiting) }
     }
 
+    /// How long a stranger may take for each step.
+    #[cfg(feature = "websocket")]
+    pub(super) fn patience(&self) -> Duration {
+        self.door.config.login_timeout
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,7 +116,35 @@ impl Drop for Ticket {
 }
 
 /// Accepts until told to stop, then waits for its connections. Aborting the task ends them all.
-pub(super) async fn run(mut listener: Listener, reception: Arc<Reception>, mut stage: watch::Receiver<Stage>) {
+pub(super) async fn run(listener: Listener, reception: Arc<Reception>, stage: watch::Receiver<Stage>) {
+    accept(listener, reception, stage, |carried| async { Ok(carried) }).await;
+}
+
+/// As [`run`], for those who have to open a WebSocket first.
+#[cfg(feature = "websocket")]
+pub(super) async fn run_behind(
+    listener: Listener,
+    front: Front,
+    reception: Arc<Reception>,
+    stage: watch::Receiver<Stage>,
+) {
+    let front = Arc::new(front);
+    accept(listener, reception, stage, move |carried| {
+        let front = front.clone();
+        async move { front.open(carried).await }
+    })
+    .await;
+}
+
+/// `open` makes of each connection what an SSH session can run over, or says why it is none.
+async fn accept<F>(
+    mut listener: Listener,
+    reception: Arc<Reception>,
+    mut stage: watch::Receiver<Stage>,
+    open: impl Fn(Carried) -> F,
+) where
+    F: Future<Output = Result<Carried, String>> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -114,7 +152,14 @@ pub(super) async fn run(mut listener: Listener, reception: Arc<Reception>, mut s
             () = super::reached(&mut stage, Stage::Draining) => break,
             Some(_) = connections.join_next() => {} // a connection's own log has said how it ended
             accepted = listener.accept() => match accepted {
-                Ok(Some(carried)) => admit(&mut connections, &reception, carried),
+                Ok(Some(carried)) => match reception.enter(carried.peer) {
+                    Ok((ticket, leave)) => {
+                        let peer = carried.peer;
+                        connections.spawn(connection(ticket, leave, reception.door.clone(), peer, open(carried)));
+                    }
+                    // Dropping the stream closes it.
+                    Err(why) => tracing::debug!(peer = ?carried.peer, why, "connection refused"),
+                },
                 Ok(None) => break,
                 Err(error) if tcp::is_of_one_connection(&error) => tracing::debug!(%error, "connection ended while it was accepted"),
                 Err(error) => {
@@ -128,22 +173,24 @@ pub(super) async fn run(mut listener: Listener, reception: Arc<Reception>, mut s
     while connections.join_next().await.is_some() {}
 }
 
-fn admit(connections: &mut JoinSet<()>, reception: &Arc<Reception>, carried: Carried) {
-    match reception.enter(carried.peer) {
-        Ok((ticket, leave)) => {
-            connections.spawn(connection(ticket, leave, reception.door.clone(), carried));
-        }
-        // Dropping the stream closes it.
-        Err(why) => tracing::debug!(peer = ?carried.peer, why, "connection refused"),
-    }
-}
-
-async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, door: Arc<Door>, carried: Carried) {
-    let Carried { stream, local, peer } = carried;
+async fn connection(
+    ticket: Ticket,
+    leave: oneshot::Receiver<()>,
+    door: Arc<Door>,
+    peer: Option<SocketAddr>,
+    opened: impl Future<Output = Result<Carried, String>>,
+) {
     let login = watch::Sender::new(Progress::Nothing);
     let mut progress = login.subscribe();
-    // A future that is moved keeps its room twice, for as long as the tunnel lives.
-    let mut serving = Box::pin(ssh::serve(stream, local, peer, door, login));
+    // A future that is moved keeps its room twice, for as long as the tunnel lives; and what was needed for its beginning
+    // is not kept at all.
+    let opened = Box::pin(opened);
+    let mut serving = Box::pin(async {
+        let after = door.config.login_timeout;
+        let opened = timeout(after, opened).await.map_err(|_| Turned::TimedOut { after })?;
+        let Carried { stream, local, peer } = opened.map_err(|error| Turned::Left { error })?;
+        ssh::serve(stream, local, peer, door, login).await
+    });
     let admitted = async {
         reached(&mut progress, Progress::Begun).await;
         ticket.begins();

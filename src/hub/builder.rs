@@ -47,6 +47,10 @@ pub enum BindError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// TLS cannot be set up.
+    #[cfg(feature = "websocket")]
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: is another hub running, or the port taken or privileged?")]
     Listen {

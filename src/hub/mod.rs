@@ -8,8 +8,11 @@ mod registry;
 mod roster;
 mod strangers;
 mod tunnel;
+#[cfg(feature = "websocket")]
+mod websocket;
 
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,7 +35,7 @@ pub(crate) use self::roster::Selector;
 use self::accept::{Listener, Reception};
 #[cfg(unix)]
 use crate::carrier::unix;
-use crate::carrier::{Address, Carried};
+use crate::carrier::{Address, Carried, HostPort};
 use crate::channel::TunnelChannel;
 use crate::close::CloseReason;
 use crate::connector::Connector;
@@ -76,7 +79,29 @@ struct Inner {
 
 impl Inner {
     fn listen(&self, listener: Listener) {
-        let accepting = accept::run(listener, self.reception.clone(), self.stage.subscribe());
+        self.accept(accept::run(listener, self.reception.clone(), self.stage.subscribe()));
+    }
+
+    /// What comes by the listener has to open a WebSocket first.
+    #[cfg(feature = "websocket")]
+    fn listen_behind(&self, listener: Listener, front: websocket::Front) {
+        let followed = front.tls.clone();
+        let accepting = accept::run_behind(listener, front, self.reception.clone(), self.stage.subscribe());
+        self.accept(async move {
+            let following = async {
+                match followed {
+                    Some(tls) => tls.follow().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = accepting => {}
+                () = following => {}
+            }
+        });
+    }
+
+    fn accept(&self, accepting: impl Future<Output = ()> + Send + 'static) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).spawn(accepting);
     }
 }
@@ -109,8 +134,8 @@ impl Hub {
         self.inner.local_addr
     }
 
-    /// Accepts agents at one more place, as long as the hub lives: `ssh://0.0.0.0:2222` or `unix:/run/hub.sock`. Gives
-    /// the address back, with the port that was chosen if it was 0.
+    /// Accepts agents at one more place, as long as the hub lives: `ssh://0.0.0.0:2222`, `unix:/run/hub.sock` or, with the
+    /// feature `websocket`, `ws://127.0.0.1:8080/tunnel`. Gives the address back, with the port that was chosen if it was 0.
     ///
     /// A Unix socket that nobody listens on any more is replaced; who may connect to it is what its directory and the
     /// umask say, and each has to authenticate all the same. Connections by it have no address, and so no limit for each
@@ -119,19 +144,56 @@ impl Hub {
     /// # Errors
     /// [`BindError`]: the text is not an address, or cannot be listened on.
     pub async fn listen(&self, address: &str) -> Result<String, BindError> {
+        self.listen_at(
+            address,
+            #[cfg(feature = "websocket")]
+            None,
+        )
+        .await
+    }
+
+    async fn listen_at(
+        &self,
+        address: &str,
+        #[cfg(feature = "websocket")] tls: Option<crate::tls::Tls>,
+    ) -> Result<String, BindError> {
         let failed = |source| BindError::Listen { address: address.to_owned(), source };
         let invalid = |why| BindError::InvalidAddress { given: address.to_owned(), why };
-        let (listener, address) = match Address::parse_to_listen(address).map_err(invalid)? {
+        let bind = async |at: &HostPort| {
+            let listener = TcpListener::bind((at.host.as_str(), at.port)).await.map_err(failed)?;
+            let at = listener.local_addr().map_err(failed)?;
+            Ok::<_, BindError>((Listener::Tcp(listener), at))
+        };
+        let parsed = Address::parse(address).map_err(invalid)?;
+        #[cfg(feature = "websocket")]
+        if tls.is_some() && !matches!(&parsed, Address::WebSocket(url) if url.tls) {
+            return Err(invalid("TLS is for wss://ADDRESS:PORT/path"));
+        }
+        let address = match parsed {
             Address::Tcp(at) => {
-                let listener = TcpListener::bind((at.host.as_str(), at.port)).await.map_err(failed)?;
-                let at = listener.local_addr().map_err(failed)?;
-                (Listener::Tcp(listener), format!("ssh://{at}"))
+                let (listener, at) = bind(&at).await?;
+                self.inner.listen(listener);
+                format!("ssh://{at}")
             }
             #[cfg(unix)]
-            Address::Unix(path) => (Listener::Unix(unix::Listener::bind(&path).map_err(failed)?), address.to_owned()),
+            Address::Unix(path) => {
+                self.inner.listen(Listener::Unix(unix::Listener::bind(&path).map_err(failed)?));
+                address.to_owned()
+            }
+            #[cfg(feature = "websocket")]
+            Address::WebSocket(url) if url.tls && tls.is_none() => {
+                return Err(invalid("wss:// needs certificates: call `listen_tls`"));
+            }
+            #[cfg(feature = "websocket")]
+            Address::WebSocket(url) => {
+                let (listener, at) = bind(&url.at).await?;
+                let scheme = if url.tls { "wss" } else { "ws" };
+                let front = websocket::Front { path: url.target.path().to_owned(), tls };
+                self.inner.listen_behind(listener, front);
+                format!("{scheme}://{at}{}", url.target.path())
+            }
         };
         tracing::info!(address, "hub listens");
-        self.inner.listen(listener);
         Ok(address)
     }
 

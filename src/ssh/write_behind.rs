@@ -178,6 +178,8 @@ pub(crate) struct WriteBehind<S> {
     queue: BytesMut,
     ahead: ReadAhead,
     carrier: Arc<Carrier>,
+    /// The stream below may keep what it has taken, as TLS and WebSockets do, and is still to be told to send it.
+    unflushed: bool,
     /// The socket takes nothing any more. What the peer said before it left, its goodbye above all, is still to be
     /// read, so a failed write ends nothing: what is written after it is thrown away.
     broken: bool,
@@ -199,6 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
             queue: BytesMut::new(),
             ahead: ReadAhead::default(),
             carrier,
+            unflushed: false,
             broken: false,
             stall: Box::pin(tokio::time::sleep(STALL)),
             goodbye: None,
@@ -235,6 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
                 Poll::Ready(Ok(0)) => self.give_up_writing(&io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => {
                     self.queue.advance(n);
+                    self.unflushed = true;
                     self.heard = Instant::now();
                     self.carrier.heard.fetch_add(1, Ordering::Relaxed);
                     self.stall.as_mut().reset(self.heard + STALL);
@@ -254,6 +258,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WriteBehind<S> {
             self.queue = BytesMut::new();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Has the stream below send what it keeps. Where that takes time, a later poll goes on.
+    fn flush_below(&mut self, cx: &mut Context<'_>) {
+        if self.unflushed
+            && !self.broken
+            && let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx)
+        {
+            self.unflushed = false;
+            if let Err(error) = flushed {
+                self.give_up_writing(&error);
+            }
+        }
     }
 
     fn give_up_writing(&mut self, error: &io::Error) {
@@ -295,10 +312,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WriteBehind<S> {
         if this.last_words.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Ok(()));
         }
-        if !this.queue.is_empty()
+        if (!this.queue.is_empty() || this.unflushed)
             && let Poll::Ready(drained) = this.poll_drain(cx)
         {
             this.note(drained)?;
+            this.flush_below(cx);
         }
         this.publish();
         let before = buf.filled().len();
@@ -340,6 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
             this.note(drained)?;
             match Pin::new(&mut this.io).poll_write(cx, buf) {
                 Poll::Ready(Ok(n)) => {
+                    this.unflushed = true;
                     this.publish();
                     return Poll::Ready(Ok(n));
                 }
@@ -354,13 +373,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
         Poll::Ready(Ok(buf.len()))
     }
 
-    /// Never waits: what is queued is sent by later polls.
+    /// Never waits: what is queued is sent by later polls, of reads too.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.queue.is_empty()
-            && !self.broken
-            && let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx)
-        {
-            return Poll::Ready(self.note(flushed));
+        if self.queue.is_empty() {
+            self.flush_below(cx);
         }
         Poll::Ready(Ok(()))
     }
@@ -401,6 +417,29 @@ mod tests {
         let carrier = Arc::new(Carrier::default());
         carrier.authenticated();
         (carrier.clone(), WriteBehind::new(near, carrier, SILENCE))
+    }
+
+    /// As TLS does, what lies below may keep what it was given until it is flushed.
+    #[tokio::test]
+    async fn what_the_stream_below_keeps_is_sent() {
+        let (near, mut far) = duplex(1024);
+        let (_, mut stream) = known_peer(tokio::io::BufWriter::with_capacity(8 * 1024, near));
+        let mut sent = vec![7; 100_000];
+        rand::fill(&mut sent[..]);
+        stream.write_all(&sent).await.unwrap();
+        stream.flush().await.unwrap(); // returns at once, with nearly all still to be sent
+
+        let expected = sent.clone();
+        let far = tokio::spawn(async move {
+            let mut got = vec![0; expected.len()];
+            far.read_exact(&mut got).await.unwrap();
+            assert!(got == expected, "it came changed");
+            far.write_all(b"done").await.unwrap();
+        });
+        let mut answer = [0; 4];
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read_exact(&mut answer)).await;
+        read.expect("the rest was not sent").unwrap();
+        far.await.unwrap();
     }
 
     #[tokio::test]

@@ -16,3 +16,5 @@ pub mod peers;
 pub mod proxy;
 pub mod raw;
 pub mod rig;
+#[cfg(feature = "websocket")]
+pub mod tls;

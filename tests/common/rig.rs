@@ -36,6 +36,11 @@ pub enum Over {
     Unix,
     /// Streams that both ends bring themselves.
     Own,
+    /// A WebSocket, without TLS and with.
+    #[cfg(feature = "websocket")]
+    WebSocket,
+    #[cfg(feature = "websocket")]
+    WebSocketTls,
 }
 
 /// What lies between hub and agent.
@@ -128,6 +133,14 @@ impl RigBuilder {
             Over::Own => {
                 let hub = hub.clone();
                 self.agent.connect_with("hub", move || dial_own(hub.clone())).await
+            }
+            #[cfg(feature = "websocket")]
+            Over::WebSocket => self.agent.connect(hub.listen("ws://127.0.0.1:0/tunnel").await.expect("listen")).await,
+            #[cfg(feature = "websocket")]
+            Over::WebSocketTls => {
+                let files = super::tls::Certificates::of(dir.path(), &["127.0.0.1"]);
+                let url = hub.listen_tls("wss://127.0.0.1:0/tunnel", files.certificate, files.key).await;
+                self.agent.tls_roots(files.authority).connect(url.expect("listen")).await
             }
         };
         let agent = agent.expect("connect agent");

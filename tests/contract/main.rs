@@ -79,6 +79,10 @@ stamp_calls! { chopped, Chopped, "multi_thread" }
 stamp_calls! { one_thread, Shared, "current_thread" }
 stamp_calls! { unix, Unix, "multi_thread" }
 stamp_calls! { own, Own, "multi_thread" }
+#[cfg(feature = "websocket")]
+stamp_calls! { websocket, WebSocket, "multi_thread" }
+#[cfg(feature = "websocket")]
+stamp_calls! { websocket_tls, WebSocketTls, "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_calls! { gateway, Gateway, "multi_thread" }
 
@@ -88,6 +92,10 @@ stamp_bulk! { to_hub_bulk, ToHub, "multi_thread" }
 stamp_bulk! { one_thread_bulk, Shared, "current_thread" }
 stamp_bulk! { unix_bulk, Unix, "multi_thread" }
 stamp_bulk! { own_bulk, Own, "multi_thread" }
+#[cfg(feature = "websocket")]
+stamp_bulk! { websocket_bulk, WebSocket, "multi_thread" }
+#[cfg(feature = "websocket")]
+stamp_bulk! { websocket_tls_bulk, WebSocketTls, "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_bulk! { gateway_bulk, Gateway, "multi_thread" }
 

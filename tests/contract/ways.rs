@@ -30,6 +30,11 @@ pub enum Way {
     Unix,
     /// As `Shared`, over streams that both ends bring.
     Own,
+    /// As `Shared`, over a WebSocket, without TLS and with.
+    #[cfg(feature = "websocket")]
+    WebSocket,
+    #[cfg(feature = "websocket")]
+    WebSocketTls,
     /// An ordinary tonic client at the hub's gateway.
     #[cfg(feature = "gateway")]
     Gateway,
@@ -53,6 +58,10 @@ impl Way {
             Self::Chopped => self.start_with(Rig::builder().proxy()).await,
             Self::Unix => self.start_with(Rig::builder().over(Over::Unix)).await,
             Self::Own => self.start_with(Rig::builder().over(Over::Own)).await,
+            #[cfg(feature = "websocket")]
+            Self::WebSocket => self.start_with(Rig::builder().over(Over::WebSocket)).await,
+            #[cfg(feature = "websocket")]
+            Self::WebSocketTls => self.start_with(Rig::builder().over(Over::WebSocketTls)).await,
             _ => self.start_with(Rig::builder()).await,
         }
     }
@@ -71,11 +80,9 @@ impl Way {
             return Line { rig, client, way: self, _gateway: Some(gateway) };
         }
         let channel = match self {
-            Self::Shared | Self::Chopped | Self::Unix | Self::Own => own(rig.hub.channel(AGENT).expect("an id")),
             Self::ToHub => own(rig.agent.channel()),
             Self::Dialled => tonics(rig.dial().await),
-            #[cfg(feature = "gateway")]
-            Self::Gateway => unreachable!("made above"),
+            _ => own(rig.hub.channel(AGENT).expect("an id")),
         };
         Line {
             client: EchoClient::new(channel).max_decoding_message_size(64 << 20),

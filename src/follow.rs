@@ -56,7 +56,7 @@ impl Seen {
 
 /// Calls `changed` when one of the files has, for as long as it is polled; and once at the start, for what was read before
 /// may be older than the first look. A version is noticed within 2 s after it was written.
-pub(super) async fn follow(paths: Vec<PathBuf>, changed: impl Fn() + Send + Sync + 'static) {
+pub(crate) async fn follow(paths: Vec<PathBuf>, changed: impl Fn() + Send + Sync + 'static) {
     let (paths, changed) = (Arc::new(paths), Arc::new(changed));
     let mut seen = Seen::default();
     loop {

@@ -1,4 +1,4 @@
-//! TLS at the gateway, and the names in its clients' certificates.
+//! TLS: of those who listen, from files that are followed; and of agents that dial.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use super::follow::follow;
+use crate::follow::follow;
 
-/// The files of a gateway's TLS.
+/// What TLS is made from, where one listens.
 #[derive(Debug, Clone)]
-pub(super) struct TlsFiles {
-    pub(super) certificates: PathBuf,
-    pub(super) key: PathBuf,
+pub(crate) struct TlsFiles {
+    pub(crate) certificates: PathBuf,
+    pub(crate) key: PathBuf,
     /// Authorities of client certificates.
-    pub(super) client_ca: Option<PathBuf>,
+    pub(crate) client_ca: Option<PathBuf>,
+    /// What is spoken above it.
+    pub(crate) protocols: &'static [&'static str],
 }
 
 /// Why TLS cannot be set up.
@@ -43,9 +45,9 @@ pub enum TlsError {
     NoTls,
 }
 
-/// TLS as it is in force; the files are read again when they change.
+/// TLS as it is in force, where one listens; the files are read again when they change.
 #[derive(Debug, Clone)]
-pub(super) struct Tls(Arc<Shared>);
+pub(crate) struct Tls(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -55,18 +57,18 @@ struct Shared {
 
 impl Tls {
     /// Reads the files. Blocks on the file system.
-    pub(super) fn open(files: TlsFiles) -> Result<Self, TlsError> {
+    pub(crate) fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let config = RwLock::new(Arc::new(read(&files)?));
         Ok(Self(Arc::new(Shared { files, config })))
     }
 
-    pub(super) fn current(&self) -> Arc<ServerConfig> {
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
         self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the files again when they change, for as long as it is polled.
-    pub(super) async fn follow(self) {
-        let TlsFiles { certificates, key, client_ca } = self.0.files.clone();
+    pub(crate) async fn follow(self) {
+        let TlsFiles { certificates, key, client_ca, .. } = self.0.files.clone();
         let paths = [certificates, key].into_iter().chain(client_ca).collect();
         follow(paths, move || self.read_again()).await;
     }
@@ -106,8 +108,7 @@ fn read(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let chain = certificates(&files.certificates)?;
     let mut config =
         builder.with_single_cert(chain, key).map_err(failed(&files.certificates, "certificate of the key"))?;
-    // Who asks for HTTP/1.1 is told by it that it is not spoken here.
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = files.protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(config)
 }
 
@@ -127,11 +128,24 @@ fn failed<'a, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     move |source| TlsError::File { path: path.into(), wanted, source: source.into() }
 }
 
-/// The DNS names and URIs in a client's certificate, which was verified.
-pub(super) fn names_in(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return Vec::new() };
-    // A DNS name that looks like a URI must not pass for one.
-    let dns = certificate.valid_dns_names().filter(|name| !name.contains(':'));
-    let uris = certificate.valid_uri_names().filter(|uri| uri.contains(':'));
-    dns.chain(uris).map(str::to_owned).collect()
+/// What an agent goes by when it dials: the system's authorities, and those in a file of its own.
+///
+/// # Errors
+/// When the file cannot be read. Blocks on the file system.
+#[cfg(feature = "websocket")]
+pub(crate) fn client(own: Option<&Path>) -> Result<rustls::ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    // Some of a system's may not be of use; what is missing then is missed when a certificate is checked.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = own {
+        for authority in certificates(path)? {
+            roots.add(authority).map_err(failed(path, "certificate of an authority"))?;
+        }
+    }
+    let provider = Arc::new(cryptography::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let at = own.unwrap_or(Path::new("TLS"));
+    let mut config = builder.map_err(failed(at, "certificate"))?.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
