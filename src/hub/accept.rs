@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,6 @@ use tokio::time::timeout;
 
 use super::Stage;
 use super::strangers::{Admission, Place, StrangerLimits, Strangers};
-#[cfg(feature = "websocket")]
-use super::websocket::Front;
 #[cfg(unix)]
 use crate::carrier::unix;
 use crate::carrier::{Carried, tcp};
@@ -23,6 +21,8 @@ use crate::ssh::{self, Door, Progress, Turned};
 
 /// How long the loop rests after the system refused a connection, usually for want of file descriptors.
 const REST: Duration = Duration::from_millis(100);
+
+const SOURCE_FULL: &str = "too many unauthenticated connections from this address";
 
 /// Where connections come from.
 pub(super) enum Listener {
@@ -77,9 +77,9 @@ impl Reception {
     }
 
     /// A place for the newcomer and the word that it has to leave, or why there is none.
-    fn enter(self: &Arc<Self>, peer: Option<SocketAddr>) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
+    fn enter(self: &Arc<Self>, source: Option<IpAddr>) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
         let mut waiting = self.lock();
-        match waiting.strangers.enter(peer.map(|peer| peer.ip()), Instant::now()) {
+        match waiting.strangers.enter(source, Instant::now()) {
             Admission::Admitted { place, evicted } => {
                 if let Some(evicted) = evicted {
                     // Dropping the sender is the word.
@@ -89,7 +89,7 @@ impl Reception {
                 waiting.to_leave.insert(place, stay);
                 Ok((Ticket { reception: self.clone(), place }, leave))
             }
-            Admission::SourceFull => Err("too many unauthenticated connections from this address"),
+            Admission::SourceFull => Err(SOURCE_FULL),
             Admission::Full => Err("too many unauthenticated connections"),
         }
     }
@@ -115,36 +115,35 @@ impl Drop for Ticket {
     }
 }
 
+/// What has to happen on a connection before SSH.
+pub(super) trait Opening: Send + Sync + 'static {
+    /// Who the connection counts for until it is open.
+    fn source(&self, carried: &Carried) -> Option<IpAddr>;
+    /// Makes of it what an SSH session can run over, or says why it is none.
+    fn open(&self, carried: Carried) -> impl Future<Output = Result<Carried, String>> + Send;
+}
+
+/// Nothing has to.
+pub(super) struct AsItIs;
+
+impl Opening for AsItIs {
+    fn source(&self, carried: &Carried) -> Option<IpAddr> {
+        carried.peer.map(|peer| peer.ip())
+    }
+
+    async fn open(&self, carried: Carried) -> Result<Carried, String> {
+        Ok(carried)
+    }
+}
+
 /// Accepts until told to stop, then waits for its connections. Aborting the task ends them all.
-pub(super) async fn run(listener: Listener, reception: Arc<Reception>, stage: watch::Receiver<Stage>) {
-    accept(listener, reception, stage, |carried| async { Ok(carried) }).await;
-}
-
-/// As [`run`], for those who have to open a WebSocket first.
-#[cfg(feature = "websocket")]
-pub(super) async fn run_behind(
-    listener: Listener,
-    front: Front,
-    reception: Arc<Reception>,
-    stage: watch::Receiver<Stage>,
-) {
-    let front = Arc::new(front);
-    accept(listener, reception, stage, move |carried| {
-        let front = front.clone();
-        async move { front.open(carried).await }
-    })
-    .await;
-}
-
-/// `open` makes of each connection what an SSH session can run over, or says why it is none.
-async fn accept<F>(
+pub(super) async fn run(
     mut listener: Listener,
+    opening: impl Opening,
     reception: Arc<Reception>,
     mut stage: watch::Receiver<Stage>,
-    open: impl Fn(Carried) -> F,
-) where
-    F: Future<Output = Result<Carried, String>> + Send + 'static,
-{
+) {
+    let opening = Arc::new(opening);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -152,10 +151,9 @@ async fn accept<F>(
             () = super::reached(&mut stage, Stage::Draining) => break,
             Some(_) = connections.join_next() => {} // a connection's own log has said how it ended
             accepted = listener.accept() => match accepted {
-                Ok(Some(carried)) => match reception.enter(carried.peer) {
+                Ok(Some(carried)) => match reception.enter(opening.source(&carried)) {
                     Ok((ticket, leave)) => {
-                        let peer = carried.peer;
-                        connections.spawn(connection(ticket, leave, reception.door.clone(), peer, open(carried)));
+                        connections.spawn(connection(ticket, leave, opening.clone(), carried));
                     }
                     // Dropping the stream closes it.
                     Err(why) => tracing::debug!(peer = ?carried.peer, why, "connection refused"),
@@ -173,23 +171,16 @@ async fn accept<F>(
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(
-    ticket: Ticket,
-    leave: oneshot::Receiver<()>,
-    door: Arc<Door>,
-    peer: Option<SocketAddr>,
-    opened: impl Future<Output = Result<Carried, String>>,
-) {
+async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, opening: Arc<impl Opening>, carried: Carried) {
     let login = watch::Sender::new(Progress::Nothing);
     let mut progress = login.subscribe();
-    // A future that is moved keeps its room twice, for as long as the tunnel lives; and what was needed for its beginning
-    // is not kept at all.
-    let opened = Box::pin(opened);
-    let mut serving = Box::pin(async {
-        let after = door.config.login_timeout;
-        let opened = timeout(after, opened).await.map_err(|_| Turned::TimedOut { after })?;
-        let Carried { stream, local, peer } = opened.map_err(|error| Turned::Left { error })?;
-        ssh::serve(stream, local, peer, door, login).await
+    let peer = carried.peer;
+    let (reception, place) = (ticket.reception.clone(), ticket.place);
+    // A future that is moved keeps its room twice, for as long as the tunnel lives.
+    let mut serving = Box::pin(async move {
+        // What was needed for the beginning is not kept at all.
+        let Carried { stream, local, peer } = Box::pin(open(opening, carried, &reception, place)).await?;
+        ssh::serve(stream, local, peer, reception.door.clone(), login).await
     });
     let admitted = async {
         reached(&mut progress, Progress::Begun).await;
@@ -209,6 +200,25 @@ async fn connection(
         Err(Turned::TimedOut { after }) => tracing::debug!(?peer, ?after, "connection did not authenticate in time"),
         Err(Turned::Left { error }) => tracing::debug!(?peer, error, "connection did not authenticate"),
     }
+}
+
+async fn open(
+    opening: Arc<impl Opening>,
+    carried: Carried,
+    reception: &Reception,
+    place: Place,
+) -> Result<Carried, Turned> {
+    let after = reception.door.config.login_timeout;
+    let before = opening.source(&carried);
+    let opened = timeout(after, opening.open(carried)).await.map_err(|_| Turned::TimedOut { after })?;
+    let opened = opened.map_err(|error| Turned::Left { error })?;
+    let source = opened.peer.map(|peer| peer.ip());
+    if let Some(source) = source.filter(|_| source != before)
+        && !reception.lock().strangers.comes_from(place, source)
+    {
+        return Err(Turned::Left { error: SOURCE_FULL.into() });
+    }
+    Ok(opened)
 }
 
 /// Waits until a login has got so far, or for ever.

@@ -30,6 +30,8 @@ pub struct HubBuilder {
     limits: StrangerLimits,
     rules: Rules,
     max_unread: Option<usize>,
+    #[cfg(feature = "websocket")]
+    trusted_proxies: Option<String>,
 }
 
 /// Why a hub could not start.
@@ -46,6 +48,13 @@ pub enum BindError {
         given: String,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// The list of proxies is none.
+    #[cfg(feature = "websocket")]
+    #[error("the list of trusted proxies is not one: {why}")]
+    TrustedProxies {
+        /// What is wrong.
+        why: String,
     },
     /// TLS cannot be set up.
     #[cfg(feature = "websocket")]
@@ -72,6 +81,8 @@ impl Hub {
             limits: StrangerLimits::default(),
             rules: Rules::default(),
             max_unread: None,
+            #[cfg(feature = "websocket")]
+            trusted_proxies: None,
         }
     }
 }
@@ -202,6 +213,15 @@ impl HubBuilder {
         self
     }
 
+    /// Reverse proxies before the hub's WebSocket, as addresses and networks: `"127.0.0.1,10.0.0.0/8"`. Where a
+    /// connection comes by one of these, its agent comes from where the proxy's `X-Forwarded-For` says: the last address
+    /// there that is not a trusted proxy itself. Without this, from anybody else, the header means nothing. Default: none.
+    #[cfg(feature = "websocket")]
+    pub fn trusted_proxies(mut self, networks: impl Into<String>) -> Self {
+        self.trusted_proxies = Some(networks.into());
+        self
+    }
+
     /// Takes no reverse tunnels: agents may call the hub and are not called. An agent that
     /// [requires](crate::ForwardRequest::Required) to be called is told so.
     pub fn no_reverse(mut self) -> Self {
@@ -218,6 +238,11 @@ impl HubBuilder {
     /// Safe: without the returned hub nothing is left running.
     pub async fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Hub, BindError> {
         let Some(authorizer) = self.authorizer else { return Err(BindError::NoAuthorizer) };
+        #[cfg(feature = "websocket")]
+        let trusted_proxies = match self.trusted_proxies.as_deref().map(ssh::Sources::network_list) {
+            Some(Err(error)) => return Err(BindError::TrustedProxies { why: error.to_string() }),
+            trusted => trusted.and_then(Result::ok),
+        };
         let failed = |source| BindError::Listen { address: format!("{address:?}").replace('"', ""), source };
         let listener = TcpListener::bind(&address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
@@ -242,6 +267,8 @@ impl HubBuilder {
             stage: watch::Sender::new(Stage::Open),
             reception,
             streams,
+            #[cfg(feature = "websocket")]
+            trusted_proxies,
             listeners: Mutex::default(),
             rechecking,
         };

@@ -32,7 +32,7 @@ pub(crate) use self::registry::Admits;
 pub(crate) use self::registry::{Registry, ToAgents};
 pub(crate) use self::roster::Selector;
 
-use self::accept::{Listener, Reception};
+use self::accept::{AsItIs, Listener, Reception};
 #[cfg(unix)]
 use crate::carrier::unix;
 use crate::carrier::{Address, Carried, HostPort};
@@ -41,6 +41,8 @@ use crate::close::CloseReason;
 use crate::connector::Connector;
 use crate::id::InvalidAgentId;
 use crate::incoming::{Acceptor, Incoming};
+#[cfg(feature = "websocket")]
+use crate::ssh::Sources;
 
 /// The cloud side: accepts agents over SSH and calls them. Cloning is cheap.
 ///
@@ -72,6 +74,8 @@ struct Inner {
     reception: Arc<Reception>,
     /// For streams that the user brings.
     streams: mpsc::Sender<Carried>,
+    #[cfg(feature = "websocket")]
+    trusted_proxies: Option<Sources>,
     /// A listener's task owns its connections'; dropping them ends all.
     listeners: Mutex<JoinSet<()>>,
     rechecking: AbortHandle,
@@ -79,14 +83,14 @@ struct Inner {
 
 impl Inner {
     fn listen(&self, listener: Listener) {
-        self.accept(accept::run(listener, self.reception.clone(), self.stage.subscribe()));
+        self.accept(accept::run(listener, AsItIs, self.reception.clone(), self.stage.subscribe()));
     }
 
     /// What comes by the listener has to open a WebSocket first.
     #[cfg(feature = "websocket")]
     fn listen_behind(&self, listener: Listener, front: websocket::Front) {
         let followed = front.tls.clone();
-        let accepting = accept::run_behind(listener, front, self.reception.clone(), self.stage.subscribe());
+        let accepting = accept::run(listener, front, self.reception.clone(), self.stage.subscribe());
         self.accept(async move {
             let following = async {
                 match followed {
@@ -188,7 +192,11 @@ impl Hub {
             Address::WebSocket(url) => {
                 let (listener, at) = bind(&url.at).await?;
                 let scheme = if url.tls { "wss" } else { "ws" };
-                let front = websocket::Front { path: url.target.path().to_owned(), tls };
+                let front = websocket::Front {
+                    path: url.target.path().to_owned(),
+                    tls,
+                    trusted: self.inner.trusted_proxies.clone(),
+                };
                 self.inner.listen_behind(listener, front);
                 format!("{scheme}://{at}{}", url.target.path())
             }

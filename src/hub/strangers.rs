@@ -105,6 +105,20 @@ impl Strangers {
         over.min_by_key(|(_, stranger)| stranger.has_begun).map(|(place, _)| *place)
     }
 
+    /// Whoever vouches for the stranger has said where it comes from. Says whether it may stay: its source may have as
+    /// many already as it may.
+    pub(crate) fn comes_from(&mut self, place: Place, from: IpAddr) -> bool {
+        let source = Some(source_of(from));
+        if self.sources.get(&source).is_some_and(|own| *own >= self.limits.per_source) {
+            return false;
+        }
+        let Some(stranger) = self.places.get_mut(&place) else { return true };
+        let before = std::mem::replace(&mut stranger.source, source);
+        self.forget_one_of(before);
+        *self.sources.entry(source).or_default() += 1;
+        true
+    }
+
     /// The stranger has begun a key exchange.
     pub(crate) fn begins(&mut self, place: Place) {
         if let Some(stranger) = self.places.get_mut(&place) {
@@ -114,7 +128,12 @@ impl Strangers {
 
     /// The stranger has left, or is none any more. Leaving twice is leaving once.
     pub(crate) fn leave(&mut self, place: Place) {
-        let Some(Stranger { source, .. }) = self.places.remove(&place) else { return };
+        if let Some(Stranger { source, .. }) = self.places.remove(&place) {
+            self.forget_one_of(source);
+        }
+    }
+
+    fn forget_one_of(&mut self, source: Option<IpAddr>) {
         if let Some(count) = self.sources.get_mut(&source) {
             *count -= 1;
             if *count == 0 {
@@ -255,6 +274,20 @@ mod tests {
             let p = place(s.enter(Some(IpAddr::from([192, 0, 2, n])), now));
             s.leave(p);
         }
+        assert!(s.places.is_empty() && s.sources.is_empty());
+    }
+
+    #[test]
+    fn strangers_that_a_proxy_speaks_for_are_counted_where_they_come_from() {
+        let mut s = Strangers::new(StrangerLimits { total: 10, per_source: 1 });
+        let now = Instant::now();
+        let [first, second] = [place(s.enter(None, now)), place(s.enter(None, now))];
+        let a = [192, 0, 2, 1].into();
+        assert!(s.comes_from(first, a));
+        assert!(!s.comes_from(second, a), "one from there is all that may be");
+        s.leave(first);
+        assert!(s.comes_from(second, a));
+        s.leave(second);
         assert!(s.places.is_empty() && s.sources.is_empty());
     }
 

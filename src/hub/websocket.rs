@@ -2,11 +2,11 @@
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -16,8 +16,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
 use super::Hub;
+use super::accept::Opening;
 use crate::carrier::websocket::{PROTOCOL, WebSocket};
 use crate::carrier::{Carried, Stream};
+use crate::ssh::Sources;
 use crate::tls::Tls;
 
 /// The longest head of a request, in bytes.
@@ -27,21 +29,51 @@ const MAX_HEAD: usize = 16 * 1024;
 pub(super) struct Front {
     pub(super) path: String,
     pub(super) tls: Option<Tls>,
+    /// Proxies whose word on where a connection comes from is taken.
+    pub(super) trusted: Option<Sources>,
 }
 
 impl Front {
-    /// From a connection to the WebSocket on it. `Err` says why there is none.
-    pub(super) async fn open(&self, carried: Carried) -> Result<Carried, String> {
+    fn trusts(&self, peer: Option<SocketAddr>) -> bool {
+        self.trusted.as_ref().is_some_and(|trusted| trusted.allows(peer.map(|peer| peer.ip())))
+    }
+
+    /// Where a request comes from that a trusted proxy passed on: each proxy adds where it got it from at the end.
+    fn forwarded_for(&self, headers: &HeaderMap) -> Option<SocketAddr> {
+        let lists = headers.get_all("x-forwarded-for").iter().filter_map(|list| list.to_str().ok());
+        let mut given: Vec<_> = lists.flat_map(|list| list.split(',')).map(str::trim).collect();
+        while let Some(text) = given.pop() {
+            let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+            let address = text.parse().ok().or_else(in_brackets).map(|ip: IpAddr| SocketAddr::new(ip, 0));
+            // What does not make sense ends the chain: nothing before it was said by a proxy that is trusted.
+            let address = address.or_else(|| text.parse().ok())?;
+            if !self.trusts(Some(address)) {
+                return Some(address);
+            }
+        }
+        None
+    }
+}
+
+impl Opening for Front {
+    /// A proxy's connections are not its own.
+    fn source(&self, carried: &Carried) -> Option<IpAddr> {
+        carried.peer.filter(|_| !self.trusts(carried.peer)).map(|peer| peer.ip())
+    }
+
+    async fn open(&self, carried: Carried) -> Result<Carried, String> {
         let Carried { stream, local, peer } = carried;
         let stream = match &self.tls {
             None => stream,
             Some(tls) => Box::new(TlsAcceptor::from(tls.current()).accept(stream).await.map_err(text)?),
         };
+        let through_proxy = self.trusts(peer);
         let upgrade = Mutex::new(None);
         let service = service_fn(async |mut request: Request<hyper::body::Incoming>| {
             let response = if request.uri().path() == self.path {
+                let peer = if through_proxy { self.forwarded_for(request.headers()).or(peer) } else { peer };
                 let (response, upgraded) = answer(&mut request);
-                *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = upgraded;
+                *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = upgraded.map(|upgrade| (upgrade, peer));
                 response
             } else {
                 refusal(StatusCode::NOT_FOUND, "there is nothing here: a hub's WebSocket has another path")
@@ -53,7 +85,8 @@ impl Front {
         let http = http.max_buf_size(MAX_HEAD).header_read_timeout(None);
         http.serve_connection(TokioIo::new(stream), service).with_upgrades().await.map_err(text)?;
         let upgrade = upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let upgraded = upgrade.ok_or("it opened no WebSocket")?.await.map_err(text)?;
+        let (upgrade, peer) = upgrade.ok_or("it opened no WebSocket")?;
+        let upgraded = upgrade.await.map_err(text)?;
         // The stream as it was, without what hyper wraps around it.
         let parts = upgraded.downcast::<TokioIo<Box<dyn Stream>>>().map_err(|_| "the stream is another")?;
         let socket = WebSocket::of_hub(parts.io.into_inner(), parts.read_buf.to_vec()).await;
@@ -119,7 +152,7 @@ impl Hub {
     ///
     /// ```
     /// # use dialback::Hub;
-    /// # use std::net::SocketAddr;
+    /// # use std::net::{IpAddr, SocketAddr};
     /// // A handler of axum's, for one; `B` is its body.
     /// async fn tunnel<B>(hub: Hub, peer: SocketAddr, mut request: http::Request<B>) -> http::Response<String> {
     ///     hub.accept_websocket(&mut request, Some(peer))

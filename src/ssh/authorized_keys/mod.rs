@@ -7,7 +7,7 @@ mod line;
 mod options;
 mod pattern;
 mod revoked;
-mod sources;
+pub(super) mod sources;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which addresses a peer may connect from: the `from=` option and the `source-address` of certificates.
+//! Lists of addresses: the `from=` option, the `source-address` of certificates, and proxies that a hub trusts.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use crate::ssh::authorizer::Brief;
 
 /// A list of address patterns.
 #[derive(Debug, Clone)]
-pub(super) struct Sources {
+pub(crate) struct Sources {
     patterns: Vec<(Sign, Pattern)>,
     text: String,
 }
@@ -29,7 +29,7 @@ enum Pattern {
 
 /// A pattern that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadSources {
+pub(crate) enum BadSources {
     #[error("`{}` is not an address, a network such as 10.0.0.0/8, or an address with `*` or `?` (host names are not looked up)", Brief(.0))]
     NoAddress(String),
     #[error("network `{}` has bits set behind its prefix, or too long a prefix", Brief(.0))]
@@ -49,7 +49,7 @@ impl Sources {
     }
 
     /// The value of a certificate's `source-address`: networks and addresses, separated by commas.
-    pub(super) fn network_list(text: &str) -> Result<Self, BadSources> {
+    pub(crate) fn network_list(text: &str) -> Result<Self, BadSources> {
         let allowed = |item| {
             let network = network(item)?.ok_or_else(|| BadSources::NoAddress(item.into()))?;
             Ok((Sign::Allows, network))
@@ -59,7 +59,7 @@ impl Sources {
 
     /// Whether a peer may come from this address. One pattern that forbids it outweighs all that allow it; an IPv4
     /// address is the same in IPv6 clothes; a peer without an address is never allowed.
-    pub(super) fn allows(&self, peer: Option<IpAddr>) -> bool {
+    pub(crate) fn allows(&self, peer: Option<IpAddr>) -> bool {
         let Some(peer) = peer.map(|address| address.to_canonical()) else { return false };
         let matching = |wanted| self.patterns.iter().any(|(sign, pattern)| *sign == wanted && pattern.contains(peer));
         matching(Sign::Allows) && !matching(Sign::Forbids)
