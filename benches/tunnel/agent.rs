@@ -2,10 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, PrivateKey, PublicKey};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines, Stdin, stdin};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -21,9 +23,17 @@ pub(crate) const AGENT: &str = "laptop-1";
 /// Logins under way at once when many agents connect.
 const LOGINS: usize = 32;
 
+/// The same machine, by other carriers: an id for each.
+pub(crate) const BY_WEBSOCKET: &str = "laptop-ws";
+pub(crate) const BY_WEBSOCKET_TLS: &str = "laptop-wss";
+pub(crate) const BY_STOCK_SSH: &str = "laptop-ssh";
+
 /// A hub that takes `AGENT`, the idle agents and nobody else, and lets many log in from one address at once.
 pub(crate) async fn hub(host_key: PrivateKey, agents_key: &PublicKey, idle: usize) -> Result<Hub, Failure> {
-    let mut allowed = AllowedKeys::new().allow(AGENT, agents_key.clone())?;
+    let mut allowed = AllowedKeys::new();
+    for id in [AGENT, BY_WEBSOCKET, BY_WEBSOCKET_TLS, BY_STOCK_SSH] {
+        allowed = allowed.allow(id, agents_key.clone())?;
+    }
     for number in 0..idle {
         allowed = allowed.allow(idle_id(number), agents_key.clone())?;
     }
@@ -49,9 +59,9 @@ pub(crate) fn idle_id(number: usize) -> String {
     format!("idle-{number}")
 }
 
-/// The process itself. Ends with its standard input.
-pub(crate) async fn run() -> Result<(), Failure> {
-    let key = PrivateKey::generate();
+/// The process itself. Ends with its standard input. Its key goes to a file, for programs that need one.
+pub(crate) async fn run(key_file: &Path) -> Result<(), Failure> {
+    let key = PrivateKey::load_or_generate(key_file)?;
     println!("{}", key.public_key().to_openssh());
     let mut orders = BufReader::new(stdin()).lines();
     let hub_address = next(&mut orders).await?;
@@ -59,8 +69,17 @@ pub(crate) async fn run() -> Result<(), Failure> {
 
     let agent = builder(AGENT, key.clone(), host_key.clone()).connect(&hub_address).await?;
     println!("{}", serve(&agent).await?);
-    let mut idle = Vec::new();
+    let (mut idle, mut others) = (Vec::new(), Vec::new());
     while let Some(order) = orders.next_line().await? {
+        if let Some((id, url)) = order.split_once(' ') {
+            let other = builder(id, key.clone(), host_key.clone());
+            #[cfg(feature = "websocket")]
+            let other = other.tls_roots(key_file.with_file_name("authority.pem"));
+            let other = other.connect(url).await?;
+            serve(&other).await?;
+            others.push(other);
+            continue;
+        }
         let from = idle.len();
         let started = Instant::now();
         let mut logins = JoinSet::new();
@@ -96,13 +115,19 @@ pub(crate) struct AgentProcess {
     answers: Lines<BufReader<ChildStdout>>,
     /// Where it can be called without a tunnel.
     pub(crate) direct: SocketAddr,
+    /// What it writes and reads.
+    dir: TempDir,
+    /// A stock client beside it.
+    ssh: Option<Child>,
 }
 
 impl AgentProcess {
     /// Starts it, and a hub for it and for so many idle agents.
     pub(crate) async fn start(idle: usize) -> Result<(Self, Hub), Failure> {
+        let dir = tempfile::tempdir()?;
         let mut child = Command::new(std::env::current_exe()?)
             .arg("agent")
+            .arg(dir.path().join("key"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -118,7 +143,49 @@ impl AgentProcess {
         orders.write_all(format!("{}\n{known}\n", hub.local_addr()).as_bytes()).await?;
         let direct = answer(&mut answers).await?.parse()?;
         hub.wait_for(AGENT).await?;
-        Ok((Self { _child: child, orders, answers, direct }, hub))
+        Ok((Self { _child: child, orders, answers, direct, dir, ssh: None }, hub))
+    }
+
+    /// Connects it by WebSocket, too, without TLS and with.
+    #[cfg(feature = "websocket")]
+    pub(crate) async fn connect_by_websocket(&mut self, hub: &Hub) -> Result<(), Failure> {
+        let mut params = rcgen::CertificateParams::new([])?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()])?.signed_by(&key, &authority)?;
+        let [authority_file, certificate_file, key_file] =
+            ["authority.pem", "certificate.pem", "key.pem"].map(|name| self.dir.path().join(name));
+        std::fs::write(authority_file, authority.pem())?;
+        std::fs::write(&certificate_file, certificate.pem())?;
+        std::fs::write(&key_file, key.serialize_pem())?;
+
+        let ws = hub.listen("ws://127.0.0.1:0/tunnel").await?;
+        let wss = hub.listen_tls("wss://127.0.0.1:0/tunnel", certificate_file, key_file).await?;
+        for (id, url) in [(BY_WEBSOCKET, ws), (BY_WEBSOCKET_TLS, wss)] {
+            self.orders.write_all(format!("{id} {url}\n").as_bytes()).await?;
+            hub.wait_for(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a stock OpenSSH client forward its server's port, too; says whether there is one.
+    pub(crate) async fn connect_by_stock_ssh(&mut self, hub: &Hub) -> Result<bool, Failure> {
+        let forward = format!("/grpc-tunnel:{}", self.direct);
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-N", "-R", &forward, "-p", &hub.local_addr().port().to_string()]);
+        // The hub's key is of this run, and so is the hub.
+        for option in ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"] {
+            ssh.args(["-o", option]);
+        }
+        let ssh = ssh.arg("-i").arg(self.dir.path().join("key")).stdin(Stdio::null()).kill_on_drop(true);
+        match ssh.arg(format!("{BY_STOCK_SSH}@127.0.0.1")).spawn() {
+            Ok(child) => self.ssh = Some(child),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::timeout(Duration::from_secs(10), hub.wait_for(BY_STOCK_SSH)).await??;
+        Ok(true)
     }
 
     /// Connects idle agents until there are so many, and returns how long that took.

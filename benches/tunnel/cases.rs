@@ -48,9 +48,20 @@ impl Plan {
 }
 
 pub(crate) async fn in_two_processes(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
-    let (process, hub) = AgentProcess::start(0).await?;
+    let (mut process, hub) = AgentProcess::start(0).await?;
     let direct = Endpoint::from_shared(format!("http://{}", process.direct))?;
-    run(Bench { setting: PROCESSES, plan, report, hub, direct }).await
+    let mut others = Vec::new();
+    #[cfg(feature = "websocket")]
+    {
+        process.connect_by_websocket(&hub).await?;
+        others.push((Path::WebSocket, agent::BY_WEBSOCKET));
+        others.push((Path::WebSocketTls, agent::BY_WEBSOCKET_TLS));
+    }
+    match process.connect_by_stock_ssh(&hub).await? {
+        true => others.push((Path::StockSsh, agent::BY_STOCK_SSH)),
+        false => eprintln!("no rows for `ssh -R`: there is no program ssh"),
+    }
+    run(Bench { setting: PROCESSES, plan, report, hub, direct, others }).await
 }
 
 pub(crate) async fn on_one_thread(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
@@ -60,7 +71,7 @@ pub(crate) async fn on_one_thread(plan: &Plan, report: &mut Report) -> Result<()
     let agent = agent::builder(AGENT, key, known).connect(hub.local_addr().to_string()).await?;
     let direct = Endpoint::from_shared(format!("http://{}", agent::serve(&agent).await?))?;
     hub.wait_for(AGENT).await?;
-    run(Bench { setting: ONE_THREAD, plan, report, hub, direct }).await
+    run(Bench { setting: ONE_THREAD, plan, report, hub, direct, others: Vec::new() }).await
 }
 
 struct Bench<'a> {
@@ -69,6 +80,8 @@ struct Bench<'a> {
     report: &'a mut Report,
     hub: Hub,
     direct: Endpoint,
+    /// Agents that came by other ways.
+    others: Vec<(Path, &'static str)>,
 }
 
 /// A connected client for each path.
@@ -78,6 +91,7 @@ struct Clients {
     dialled: EchoClient<Channel>,
     /// With the feature `gateway`.
     gateway: Option<EchoClient<Channel>>,
+    others: Vec<(Path, EchoClient<TunnelChannel>)>,
 }
 
 /// What is done in one round over one path.
@@ -113,7 +127,13 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
         direct: EchoClient::new(bench.dial_direct().await?),
         tunnel: EchoClient::new(bench.hub.channel(AGENT)?),
         dialled: EchoClient::new(bench.dial_tunnel().await?),
+        others: Vec::new(),
     };
+    for (path, id) in &bench.others {
+        clients.others.push((*path, EchoClient::new(bench.hub.channel(id)?)));
+    }
+    let mut paths = PATHS.to_vec();
+    paths.extend(bench.others.iter().map(|(path, _)| *path));
     for (case, name) in CASES {
         let name = format!("{}/{name}", bench.setting);
         if !bench.plan.wants(&name) {
@@ -123,20 +143,24 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
         let mut rounds = 0..;
         while let Some(round) = rounds.next().filter(|round| bench.plan.again(*round, started)) {
             // The path that comes first changes, so that none always follows the same one.
-            for turn in 0..PATHS.len() {
-                let path = PATHS[(round + turn) % PATHS.len()];
+            for turn in 0..paths.len() {
+                let path = paths[(round + turn) % paths.len()];
                 if !bench.plan.takes(path) {
                     continue;
                 }
                 let figures = match (case, path) {
                     (Case::Dials, Path::DirectTcp) => bench.dials(async || bench.dial_direct().await).await?,
-                    (Case::Dials, Path::Tunnel | Path::Gateway) => continue, // they do not dial again
                     (Case::Dials, Path::TunnelDialled) => bench.dials(async || bench.dial_tunnel().await).await?,
+                    (Case::Dials, _) => continue, // they do not dial again
                     (case, Path::DirectTcp) => bench.calls(case, &mut clients.direct).await?,
                     (case, Path::Tunnel) => bench.calls(case, &mut clients.tunnel).await?,
                     (case, Path::TunnelDialled) => bench.calls(case, &mut clients.dialled).await?,
                     (case, Path::Gateway) => match &mut clients.gateway {
                         Some(client) => bench.calls(case, client).await?,
+                        None => continue,
+                    },
+                    (case, path) => match clients.others.iter_mut().find(|(other, _)| *other == path) {
+                        Some((_, client)) => bench.calls(case, client).await?,
                         None => continue,
                     },
                 };

@@ -5,7 +5,7 @@
 //! cargo bench --bench tunnel -- --quick             # within a minute
 //! cargo bench --bench tunnel -- --only unary        # cases whose name contains `unary`
 //! cargo bench --bench tunnel -- --json rows.json
-//! cargo bench --bench tunnel --features gateway     # with the gateway's rows
+//! cargo bench --bench tunnel --features gateway,websocket     # with the rows of these
 //! ```
 //!
 //! Client and server are the same code on every path, tonic with this crate's HTTP/2 settings:
@@ -16,6 +16,10 @@
 //! | `tunnel` | `hub.channel(…)` |
 //! | `tunnel-dialled` | tonic's `Channel` over `tunnel.connector()`, as a channel of its own |
 //! | `gateway` | tonic's `Channel` over TCP to a gateway in the hub's process |
+//! | `ws`, `wss` | `hub.channel(…)`, to an agent that came by WebSocket, without TLS and with |
+//! | `ssh -R` | `hub.channel(…)`, to the server on the agent's port, which a stock OpenSSH client forwards |
+//!
+//! The last three are in `processes` alone.
 //!
 //! There are two settings. `processes`: hub and agent are two processes on tokio's default runtime, as users run them.
 //! `current-thread`: everything in one process on one thread, so that nothing is hidden by a second core.
@@ -66,7 +70,10 @@ struct Args {
 enum Part {
     /// The agent's process.
     #[command(hide = true)]
-    Agent,
+    Agent {
+        /// Where its key goes.
+        key: PathBuf,
+    },
     /// A hub's process, new, that many agents connect to.
     #[command(hide = true)]
     Scale {
@@ -81,7 +88,7 @@ fn main() -> Result<(), Failure> {
     let threads = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match args.part {
-        Some(Part::Agent) => return threads()?.block_on(agent::run()),
+        Some(Part::Agent { key }) => return threads()?.block_on(agent::run(&key)),
         Some(Part::Scale { agents, calls }) => return threads()?.block_on(scale::run(agents, calls)),
         None => {}
     }

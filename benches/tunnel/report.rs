@@ -14,6 +14,11 @@ pub(crate) enum Path {
     Tunnel,
     TunnelDialled,
     Gateway,
+    #[cfg(feature = "websocket")]
+    WebSocket,
+    #[cfg(feature = "websocket")]
+    WebSocketTls,
+    StockSsh,
 }
 
 impl Path {
@@ -23,6 +28,11 @@ impl Path {
             Self::Tunnel => "tunnel",
             Self::TunnelDialled => "tunnel-dialled",
             Self::Gateway => "gateway",
+            #[cfg(feature = "websocket")]
+            Self::WebSocket => "ws",
+            #[cfg(feature = "websocket")]
+            Self::WebSocketTls => "wss",
+            Self::StockSsh => "ssh -R",
         }
     }
 }
@@ -72,8 +82,12 @@ impl Report {
 
     /// To `direct-tcp`, for what is not that itself.
     fn ratio(&self, row: &Row) -> Option<f64> {
-        let direct = self.find(&row.case, Path::DirectTcp, row.metric)?;
-        (row.path != Path::DirectTcp).then(|| row.median() / direct.median())
+        self.ratio_to(row, Path::DirectTcp)
+    }
+
+    fn ratio_to(&self, row: &Row, path: Path) -> Option<f64> {
+        let other = self.find(&row.case, path, row.metric)?;
+        (row.path != path).then(|| row.median() / other.median())
     }
 
     /// The rows, what is compared next to each other: paths within metrics within cases.
@@ -118,14 +132,15 @@ impl Report {
         for goal in GOALS {
             let case = format!("{}/{}", goal.setting, goal.case);
             let Some(row) = self.find(&case, goal.path, goal.metric) else { continue };
-            let measured = self.ratio(row).unwrap_or_else(|| row.median());
+            let measured = self.ratio_to(row, goal.against).unwrap_or_else(|| row.median());
             let (sign, reached) = match goal.bound {
                 Bound::AtMost(bound) => (format!("≤ {bound}"), measured <= bound),
                 Bound::AtLeast(bound) => (format!("≥ {bound}"), measured >= bound),
             };
             let reached = if reached { "yes" } else { "no" };
             let (path, metric) = (goal.path.name(), goal.metric);
-            let _ = writeln!(text, "| {path}: {case} {metric} {sign} | {measured:.2} | {reached} |"); // a String takes it
+            let against = if goal.against == Path::DirectTcp { "" } else { " × tunnel" };
+            let _ = writeln!(text, "| {path}: {case} {metric} {sign}{against} | {measured:.2} | {reached} |"); // a String takes it
         }
         text
     }
@@ -136,9 +151,10 @@ enum Bound {
     AtLeast(f64),
 }
 
-/// A bound on a ratio to `direct-tcp`; on the value where nothing direct corresponds to it.
+/// A bound on a ratio; on the value where there is nothing that corresponds to it.
 struct Goal {
     path: Path,
+    against: Path,
     setting: &'static str,
     case: &'static str,
     metric: &'static str,
@@ -147,15 +163,20 @@ struct Goal {
 
 /// For `hub.channel(…)`.
 const fn goal(setting: &'static str, case: &'static str, metric: &'static str, bound: Bound) -> Goal {
-    Goal { path: Path::Tunnel, setting, case, metric, bound }
+    Goal { path: Path::Tunnel, against: Path::DirectTcp, setting, case, metric, bound }
 }
 
 /// For the gateway, which costs a hop more.
 const fn gateway(case: &'static str, metric: &'static str, bound: Bound) -> Goal {
-    Goal { path: Path::Gateway, setting: PROCESSES, case, metric, bound }
+    Goal { path: Path::Gateway, against: Path::DirectTcp, setting: PROCESSES, case, metric, bound }
 }
 
-const GOALS: [Goal; 13] = [
+/// For another way than TCP and our own agent.
+const fn way(path: Path, case: &'static str, metric: &'static str, bound: Bound) -> Goal {
+    Goal { path, against: Path::Tunnel, setting: PROCESSES, case, metric, bound }
+}
+
+const GOALS: &[Goal] = &[
     goal(PROCESSES, "unary", "p50", Bound::AtMost(1.20)),
     goal(PROCESSES, "64-callers", "rate", Bound::AtLeast(0.85)),
     goal(PROCESSES, "stream-64KiB-down", "rate", Bound::AtLeast(0.55)),
@@ -169,6 +190,13 @@ const GOALS: [Goal; 13] = [
     gateway("64-callers", "rate", Bound::AtLeast(0.50)),
     gateway("stream-64KiB-down", "rate", Bound::AtLeast(0.50)),
     gateway("stream-64KiB-up", "rate", Bound::AtLeast(0.50)),
+    #[cfg(feature = "websocket")]
+    way(Path::WebSocketTls, "unary", "p50", Bound::AtMost(1.30)),
+    #[cfg(feature = "websocket")]
+    way(Path::WebSocketTls, "stream-64KiB-down", "rate", Bound::AtLeast(0.60)),
+    #[cfg(feature = "websocket")]
+    way(Path::WebSocketTls, "stream-64KiB-up", "rate", Bound::AtLeast(0.60)),
+    way(Path::StockSsh, "unary", "p50", Bound::AtMost(2.00)),
 ];
 
 /// As many digits as a reader wants.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::backoff::Backoff;
 use super::driver::{self, Shared};
 use super::error::ConnectError;
-use crate::carrier::{Address, Dialer, HostPort};
+use crate::carrier::{Address, Dialer, Egress, HostPort, Proxy};
 use crate::id::AgentId;
 use crate::incoming::Acceptor;
 use crate::labels::{self, Labels};
@@ -32,6 +32,8 @@ pub struct AgentBuilder {
     backoff: Backoff,
     renew_after: u64,
     labels: Vec<(String, String)>,
+    /// None for what the environment says, and none within for no proxy at all.
+    proxy: Option<Option<String>>,
     #[cfg(feature = "websocket")]
     tls_roots: Option<std::path::PathBuf>,
     tunnels: u16,
@@ -49,6 +51,7 @@ impl Agent {
             backoff: Backoff::default(),
             renew_after: RENEW_AFTER,
             labels: Vec::new(),
+            proxy: None,
             #[cfg(feature = "websocket")]
             tls_roots: None,
             tunnels: 1,
@@ -138,6 +141,23 @@ impl AgentBuilder {
     /// that goes through: each is a tunnel of its own, and a hub spreads its calls over all of them.
     pub fn tunnels(mut self, tunnels: u16) -> Self {
         self.tunnels = tunnels.clamp(1, TUNNELS_MAX);
+        self
+    }
+
+    /// The proxy on the way out: `http://proxy:3128` (CONNECT), `https://…` (the same over TLS, feature `websocket`) or
+    /// `socks5://…`, with `USER:PASSWORD@` before the name if it asks for them. The proxy looks the hub's name up.
+    ///
+    /// Default: what the environment says at each dial, as for curl: `HTTPS_PROXY` for `wss://`, `HTTP_PROXY` for `ws://`,
+    /// and for these and all else `ALL_PROXY`; but none for the names, domains and networks in `NO_PROXY`. A Unix socket and
+    /// streams of your own need none.
+    pub fn proxy(mut self, url: impl Into<String>) -> Self {
+        self.proxy = Some(Some(url.into()));
+        self
+    }
+
+    /// No proxy, whatever the environment says.
+    pub fn no_proxy(mut self) -> Self {
+        self.proxy = Some(None);
         self
     }
 
@@ -240,8 +260,16 @@ impl AgentBuilder {
         let address =
             Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
         let name = address.name();
+        let egress = match &self.proxy {
+            None => Egress::Environment,
+            Some(None) => Egress::Direct,
+            Some(Some(url)) => {
+                Proxy::parse(url).map(Egress::Through).map_err(|why| ConnectError::InvalidProxy { why })?
+            }
+        };
         let dialer = Dialer::To {
             address,
+            egress,
             #[cfg(feature = "websocket")]
             tls_roots: self.tls_roots.clone(),
         };

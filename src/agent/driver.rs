@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::backoff::Backoff;
 use super::error::ConnectError;
 use super::status::AgentStatus;
-use crate::carrier::{Carried, DialFailure, Dialer};
+use crate::carrier::{Carried, DialFailure, Dialer, ProxyFailure};
 use crate::close::CloseReason;
 use crate::connector::{DialError, Found, Route};
 use crate::id::AgentId;
@@ -168,6 +168,9 @@ impl Shared {
         let Carried { stream, local, peer } = self.dialer.dial(timeout).await.map_err(|failure| match failure {
             DialFailure::Resolve { host, source } => ConnectError::Resolve { host, source },
             DialFailure::Connect(source) => ConnectError::Unreachable { hub: hub.clone(), source },
+            DialFailure::Proxy(ProxyFailure { proxy, why, is_transient }) => {
+                ConnectError::Proxy { hub: hub.clone(), proxy, why, is_transient }
+            }
             #[cfg(feature = "websocket")]
             DialFailure::Tls(source) => ConnectError::Tls { hub: hub.clone(), source },
             #[cfg(feature = "websocket")]

@@ -44,6 +44,24 @@ pub enum ConnectError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The text names no proxy.
+    #[error("the proxy that was set is none: {why}")]
+    InvalidProxy {
+        /// What is wrong with it; it may have a password in it, and is not shown.
+        why: &'static str,
+    },
+    /// The proxy on the way out did not connect to the hub.
+    #[error("the proxy {proxy} did not connect to {hub}: {why}")]
+    Proxy {
+        /// The hub.
+        hub: String,
+        /// The proxy, without user and password.
+        proxy: String,
+        /// What it said, or what to do.
+        why: String,
+        /// Whether trying again may help.
+        is_transient: bool,
+    },
     /// TLS with the hub, or with what stands before it, failed.
     #[cfg(feature = "websocket")]
     #[error(
@@ -165,6 +183,7 @@ impl ConnectError {
                 | Self::TimedOut { .. }
                 | Self::Disconnected { .. }
                 | Self::Failed { .. }
+                | Self::Proxy { is_transient: true, .. }
         )
     }
 

@@ -1,6 +1,7 @@
 //! What an SSH session runs over: a byte stream, whatever it comes from.
 
 mod address;
+mod egress;
 pub(crate) mod tcp;
 #[cfg(unix)]
 pub(crate) mod unix;
@@ -18,6 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 pub(crate) use self::address::{Address, HostPort};
+pub(crate) use self::egress::{Egress, Proxy, ProxyFailure};
+
+use self::egress::Purpose;
 
 /// A byte stream, its type forgotten: the session above is the same for all, and is compiled once.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -54,6 +58,7 @@ pub(crate) enum DialFailure {
         source: io::Error,
     },
     Connect(io::Error),
+    Proxy(ProxyFailure),
     #[cfg(feature = "websocket")]
     Tls(io::Error),
     /// The file with an agent's own authorities.
@@ -76,6 +81,7 @@ type Dial = dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>>
 pub(crate) enum Dialer {
     To {
         address: Address,
+        egress: Egress,
         /// Authorities for TLS, beside the system's.
         #[cfg(feature = "websocket")]
         tls_roots: Option<std::path::PathBuf>,
@@ -108,13 +114,27 @@ impl Dialer {
 
     pub(crate) async fn dial(&self, timeout: Duration) -> Result<Carried, DialFailure> {
         match self {
-            Self::To { address: Address::Tcp(to), .. } => tcp::dial(to, timeout).await,
-            #[cfg(unix)]
-            Self::To { address: Address::Unix(path), .. } => unix::dial(path, timeout).await,
-            #[cfg(feature = "websocket")]
-            Self::To { address: Address::WebSocket(url), tls_roots } => {
-                websocket::dial(url, tls_roots.as_deref(), timeout).await
-            }
+            Self::To {
+                address,
+                egress,
+                #[cfg(feature = "websocket")]
+                tls_roots,
+            } => match address {
+                Address::Tcp(to) => {
+                    let dialled = egress.dial(
+                        to,
+                        Purpose::Ssh,
+                        #[cfg(feature = "websocket")]
+                        tls_roots.as_deref(),
+                        timeout,
+                    );
+                    dialled.await
+                }
+                #[cfg(unix)]
+                Address::Unix(path) => unix::dial(path, timeout).await,
+                #[cfg(feature = "websocket")]
+                Address::WebSocket(url) => websocket::dial(url, egress, tls_roots.as_deref(), timeout).await,
+            },
             Self::With(dial) => match tokio::time::timeout(timeout, dial()).await {
                 Ok(Ok(stream)) => Ok(Carried { stream, local: None, peer: None }),
                 Ok(Err(error)) => Err(DialFailure::Connect(error)),

@@ -28,7 +28,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::address::WebSocketUrl;
-use super::{Carried, DialFailure, Stream, tcp};
+use super::egress::{Egress, Purpose};
+use super::{Carried, DialFailure, Stream};
 use crate::tls;
 
 /// What this is called where WebSockets say what they carry. A peer that says nothing is as good.
@@ -177,9 +178,15 @@ fn config() -> WebSocketConfig {
 }
 
 /// Dials, with TLS if the URL says so, and opens a WebSocket. `roots` are authorities beside the system's.
-pub(super) async fn dial(url: &WebSocketUrl, roots: Option<&Path>, timeout: Duration) -> Result<Carried, DialFailure> {
+pub(super) async fn dial(
+    url: &WebSocketUrl,
+    egress: &Egress,
+    roots: Option<&Path>,
+    timeout: Duration,
+) -> Result<Carried, DialFailure> {
+    let purpose = if url.tls { Purpose::Https } else { Purpose::Http };
     let dialled = async {
-        let Carried { stream, local, peer } = tcp::dial(&url.at, timeout).await?;
+        let Carried { stream, local, peer } = egress.dial(&url.at, purpose, roots, timeout).await?;
         let stream = if url.tls { with_tls(stream, &url.at.host, roots).await? } else { stream };
         let stream = Box::new(open(stream, url).await?);
         Ok(Carried { stream, local, peer })
@@ -190,7 +197,11 @@ pub(super) async fn dial(url: &WebSocketUrl, roots: Option<&Path>, timeout: Dura
     }
 }
 
-async fn with_tls(stream: Box<dyn Stream>, host: &str, roots: Option<&Path>) -> Result<Box<dyn Stream>, DialFailure> {
+pub(super) async fn with_tls(
+    stream: Box<dyn Stream>,
+    host: &str,
+    roots: Option<&Path>,
+) -> Result<Box<dyn Stream>, DialFailure> {
     let roots = roots.map(Path::to_owned);
     // The system's authorities may have changed since the last dial.
     let config = tokio::task::spawn_blocking(move || tls::client(roots.as_deref())).await;
