@@ -116,7 +116,8 @@ impl Egress {
             (Self::Direct, _) => None,
             (Self::Through(proxy), _) => return Some(proxy.clone()),
             (Self::Environment, Purpose::Ssh) => {
-                let of = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default();
+                let set = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
+                let of = |names: [&str; 2]| names.iter().find_map(set).unwrap_or_default();
                 let matcher = Matcher::builder().all(of(["ALL_PROXY", "all_proxy"])).no(of(["NO_PROXY", "no_proxy"]));
                 intercept(&matcher.build(), "http", host)
             }
@@ -208,12 +209,13 @@ async fn connect(proxy: &Proxy, stream: Box<dyn Stream>, to: &HostPort) -> Resul
 
 fn refused(proxy: &Proxy, status: StatusCode) -> DialFailure {
     let (why, is_transient) = match status {
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED if proxy.0.basic_auth().is_some() => {
-            ("it does not take this user and password (407)".into(), false)
-        }
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            ("it asks for a user and a password (407): write http://USER:PASSWORD@proxy:port".into(), false)
-        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => match proxy.0.basic_auth() {
+            Some(_) => (format!("it does not take this user and password ({status})"), false),
+            None => {
+                let how = "write http://USER:PASSWORD@proxy:port";
+                (format!("it asks for a user and a password ({status}): {how}"), false)
+            }
+        },
         StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => {
             (format!("it does not allow this ({status}): many proxies connect to port 443 alone"), false)
         }
