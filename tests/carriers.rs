@@ -191,3 +191,87 @@ async fn a_socket_without_a_hub_is_an_error_that_says_so() {
     drop(UnixStream::connect(&path).await.expect("it listened"));
     drop(listener);
 }
+
+/// Accepts, and never says a word: what many firewalls make of a connection.
+async fn silent() -> (String, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let (address, dials) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+    let counted = dials.clone();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            kept.push(stream);
+        }
+    });
+    (format!("ssh://{address}"), dials)
+}
+
+fn hub_in(status: &AgentStatus) -> Option<&str> {
+    match status {
+        AgentStatus::Connected { hub, .. } => Some(hub),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_dead_first_choice_costs_little_and_the_way_that_works_is_remembered() {
+    let (hub, agent) = keys();
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let (dead, dials) = silent().await;
+    let second = hub.local_addr().to_string();
+
+    let started = std::time::Instant::now();
+    let agent = agent.fallback("ssh://127.0.0.1:1").fallback(&second).connect(&*dead).await.expect("connect");
+    // Half a second for the first, and a login; the rest is for a slow machine.
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+
+    assert_eq!(hub_in(&agent.status().borrow()), Some(&*second));
+    assert_eq!(dials.load(Ordering::Relaxed), 1);
+    for _ in 0..3 {
+        let tunnel = soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
+        let mut status = agent.status();
+        tunnel.close();
+        soon("the loss", status.wait_for(|status| !status.is_connected())).await.expect("an agent");
+        soon("the return", status.wait_for(AgentStatus::is_connected)).await.expect("an agent");
+    }
+    assert_eq!(dials.load(Ordering::Relaxed), 1, "the dead one was tried again");
+    assert_eq!(hub.tunnels().len(), 1, "one that lost the race lives");
+}
+
+#[tokio::test]
+async fn agents_go_to_another_hub_when_theirs_is_gone() {
+    let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+    let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).expect("an id");
+    let start =
+        async || Hub::builder(host.clone()).authorizer(allowed.clone()).bind("127.0.0.1:0").await.expect("bind");
+    let (first, second) = (start().await, start().await);
+    let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host.public_key()));
+    let pause = Duration::from_millis(20);
+    let agent = agent.backoff(pause, pause, Duration::from_secs(60)).fallback(second.local_addr().to_string());
+    let agent = agent.connect(first.local_addr().to_string()).await.expect("connect");
+    serve(&Echo::default(), agent.incoming());
+    soon("the agent", first.wait_for(AGENT)).await.expect("an id");
+    assert!(second.tunnels().is_empty(), "the first had its head start");
+
+    first.shutdown(Duration::ZERO).await;
+
+    soon("the agent", second.wait_for(AGENT)).await.expect("an id");
+    assert_answers(second.channel(AGENT).expect("an id")).await;
+}
+
+#[tokio::test]
+async fn of_many_failures_the_one_that_lasts_is_told() {
+    let (hub, _) = keys();
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let (dead, _) = silent().await;
+    let agent = || keys().1.login_timeout(Duration::from_secs(1));
+    // This hub has another key than the agent knows.
+    let stranger = hub.local_addr().to_string();
+    let error = agent().fallback(&dead).fallback(&stranger).connect("127.0.0.1:1").await.expect_err("no way");
+    assert!(matches!(&error, ConnectError::HostKey { hub, .. } if *hub == stranger), "{error:?}");
+    let error = agent().fallback(&dead).connect("127.0.0.1:1").await.expect_err("no way");
+    assert!(matches!(&error, ConnectError::Unreachable { .. }), "{error:?}");
+    let error = agent().fallback("nonsense").connect(&*stranger).await.expect_err("no way");
+    assert!(matches!(&error, ConnectError::InvalidAddress { given, .. } if given == "nonsense"), "{error:?}");
+}

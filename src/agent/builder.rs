@@ -10,13 +10,13 @@ use super::Agent;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::backoff::Backoff;
-use super::driver::{self, Shared};
+use super::driver::{self, Connected, Shared, Way};
 use super::error::ConnectError;
 use crate::carrier::{Address, Dialer, Egress, HostPort, Proxy};
 use crate::id::AgentId;
 use crate::incoming::Acceptor;
 use crate::labels::{self, Labels};
-use crate::ssh::{ForwardRequest, HostKeys, Identity, Login, RENEW_AFTER, Session, TunnelConfig};
+use crate::ssh::{ForwardRequest, HostKeys, Identity, Login, RENEW_AFTER, TunnelConfig};
 
 /// A hub allows an agent twice as many, for those that are being renewed.
 const TUNNELS_MAX: u16 = 8;
@@ -32,6 +32,7 @@ pub struct AgentBuilder {
     backoff: Backoff,
     renew_after: u64,
     labels: Vec<(String, String)>,
+    fallbacks: Vec<String>,
     /// None for what the environment says, and none within for no proxy at all.
     proxy: Option<Option<String>>,
     #[cfg(feature = "websocket")]
@@ -51,6 +52,7 @@ impl Agent {
             backoff: Backoff::default(),
             renew_after: RENEW_AFTER,
             labels: Vec::new(),
+            fallbacks: Vec::new(),
             proxy: None,
             #[cfg(feature = "websocket")]
             tls_roots: None,
@@ -144,6 +146,24 @@ impl AgentBuilder {
         self
     }
 
+    /// One more way to the hub, or another hub, written as for [`connect`](AgentBuilder::connect). May be called again;
+    /// the ways are tried in this order after the one that `connect` is given, each beside those before it when they have
+    /// not let the agent in within half a second. The one that works is tried first from then on.
+    ///
+    /// ```no_run
+    /// # async fn run(builder: dialback::AgentBuilder) -> Result<(), dialback::ConnectError> {
+    /// let builder = builder.fallback("wss://hub.example.com/tunnel").fallback("ssh://hub2.example.com:2222");
+    /// let agent = builder.connect("ssh://hub.example.com:2222").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Each has to prove itself by a host key that the agent accepts. When none works, the error is that of the first that
+    /// time does not cure, else of the first that failed.
+    pub fn fallback(mut self, hub: impl Into<String>) -> Self {
+        self.fallbacks.push(hub.into());
+        self
+    }
+
     /// The proxy on the way out: `http://proxy:3128` (CONNECT), `https://…` (the same over TLS, feature `websocket`) or
     /// `socks5://…`, with `USER:PASSWORD@` before the name if it asks for them. The proxy looks the hub's name up.
     ///
@@ -200,7 +220,7 @@ impl AgentBuilder {
         let (shared, mut backoff) = self.to_address(hub.into())?;
         loop {
             match shared.connect_once(0).await {
-                Ok(session) => return Ok(start(shared, session, backoff)),
+                Ok(connected) => return Ok(start(shared, connected, backoff)),
                 Err(error) if error.is_transient() => {
                     let wait = backoff.next(rand::random());
                     tracing::info!(error = &error as &dyn std::error::Error, ?wait, "the hub is not there yet");
@@ -257,9 +277,6 @@ impl AgentBuilder {
     }
 
     fn to_address(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
-        let address =
-            Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
-        let name = address.name();
         let egress = match &self.proxy {
             None => Egress::Environment,
             Some(None) => Egress::Direct,
@@ -267,28 +284,34 @@ impl AgentBuilder {
                 Proxy::parse(url).map(Egress::Through).map_err(|why| ConnectError::InvalidProxy { why })?
             }
         };
-        let dialer = Dialer::To {
-            address,
-            egress,
-            #[cfg(feature = "websocket")]
-            tls_roots: self.tls_roots.clone(),
+        let way = |hub: String| {
+            let address =
+                Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
+            let name = address.name();
+            let dialer = Dialer::To {
+                address,
+                egress: egress.clone(),
+                #[cfg(feature = "websocket")]
+                tls_roots: self.tls_roots.clone(),
+            };
+            Ok(Way { hub, name, dialer })
         };
-        self.prepare(hub, name, dialer)
+        let ways = std::iter::once(hub).chain(self.fallbacks.clone()).map(way);
+        let ways = ways.collect::<Result<_, ConnectError>>()?;
+        self.prepare(ways)
     }
 
     fn by_name(self, hub: String, dialer: Dialer) -> Result<(Arc<Shared>, Backoff), ConnectError> {
-        let name = HostPort::parse(&hub).unwrap_or_else(|| HostPort { host: hub.clone(), port: 22 });
-        self.prepare(hub, name, dialer)
+        self.prepare(vec![Way { name: HostPort::named(&hub), hub, dialer }])
     }
 
-    fn prepare(self, hub: String, name: HostPort, dialer: Dialer) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+    fn prepare(self, ways: Vec<Way>) -> Result<(Arc<Shared>, Backoff), ConnectError> {
         let id: AgentId = self.id.parse()?;
         let mut labels = Labels::new();
         for (name, value) in self.labels {
             labels::add(&mut labels, name, value)?;
         }
         let login = Login {
-            hub: name,
             host_keys: self.host_keys.ok_or(ConnectError::NoHostKeys)?,
             identity: self.identity,
             config: self.config,
@@ -297,18 +320,17 @@ impl AgentBuilder {
             labels,
             instance: rand::random(),
         };
-        Ok((Arc::new(Shared::new(id, hub, login, dialer, self.renew_after, self.tunnels)), self.backoff))
+        Ok((Arc::new(Shared::new(id, login, ways, self.renew_after, self.tunnels)), self.backoff))
     }
 }
 
 async fn connect_now(shared: Arc<Shared>, backoff: Backoff) -> Result<Agent, ConnectError> {
-    let session = shared.connect_once(0).await?;
-    Ok(start(shared, session, backoff))
+    let connected = shared.connect_once(0).await?;
+    Ok(start(shared, connected, backoff))
 }
 
-fn start(shared: Arc<Shared>, session: Arc<Session>, backoff: Backoff) -> Agent {
-    shared.adopt(0, &session);
-    let mut first = Some(session);
+fn start(shared: Arc<Shared>, connected: Connected, backoff: Backoff) -> Agent {
+    let mut first = Some(shared.adopt(0, connected));
     let drivers =
         (0..shared.slots()).map(|slot| tokio::spawn(driver::run(shared.clone(), slot, first.take(), backoff.fresh())));
     Agent { drivers: drivers.collect(), shared }

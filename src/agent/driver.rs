@@ -1,5 +1,6 @@
 //! Keeps an agent's tunnel standing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +12,8 @@ use tokio::task::JoinSet;
 use super::backoff::Backoff;
 use super::error::ConnectError;
 use super::status::AgentStatus;
-use crate::carrier::{Carried, DialFailure, Dialer, ProxyFailure};
+use crate::carrier::race::race;
+use crate::carrier::{Carried, DialFailure, Dialer, HostPort, ProxyFailure};
 use crate::close::CloseReason;
 use crate::connector::{DialError, Found, Route};
 use crate::id::AgentId;
@@ -31,12 +33,34 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 /// word is on its way.
 const HANDOVER: Duration = Duration::from_secs(2);
 
+/// How long a hub may take, until it has let the agent in, before the next is tried beside it. A dead first choice costs no
+/// more than this.
+const HEAD_START: Duration = Duration::from_millis(500);
+
+/// A way to a hub.
+pub(super) struct Way {
+    /// The hub, as the user wrote it.
+    pub(super) hub: String,
+    /// The name that its host key is looked up by.
+    pub(super) name: HostPort,
+    pub(super) dialer: Dialer,
+}
+
+/// A session that has just been made.
+pub(super) struct Connected {
+    session: Arc<Session>,
+    way: usize,
+}
+
 /// What an agent's handle, its drivers and its dials share.
 pub(super) struct Shared {
     pub(super) id: AgentId,
-    pub(super) hub: String,
     pub(super) login: Login,
-    dialer: Dialer,
+    ways: Vec<Way>,
+    /// When a tunnel has ended, there can be another.
+    can_dial_again: bool,
+    /// The way that worked last.
+    favourite: AtomicUsize,
     renew_after: u64,
     pub(super) status: watch::Sender<AgentStatus>,
     pub(super) stop: watch::Sender<bool>,
@@ -74,14 +98,16 @@ impl Sessions {
 }
 
 impl Shared {
-    pub(super) fn new(id: AgentId, hub: String, login: Login, dialer: Dialer, renew_after: u64, slots: u16) -> Self {
-        let (renew_after, slots) = if dialer.can_dial_again() { (renew_after, slots) } else { (u64::MAX, 1) };
+    pub(super) fn new(id: AgentId, login: Login, ways: Vec<Way>, renew_after: u64, slots: u16) -> Self {
         let first = AgentStatus::Connecting { attempt: 1, next_try: Duration::ZERO, last_error: None };
+        let can_dial_again = ways.iter().any(|way| way.dialer.can_dial_again());
+        let (renew_after, slots) = if can_dial_again { (renew_after, slots) } else { (u64::MAX, 1) };
         Self {
             id,
-            hub,
             login,
-            dialer,
+            ways,
+            can_dial_again,
+            favourite: AtomicUsize::new(0),
             renew_after,
             status: watch::Sender::new(first),
             stop: watch::Sender::new(false),
@@ -118,25 +144,27 @@ impl Shared {
 
     /// Makes a session the one to dial in its slot, and says so; the one before, if it lives, is to be drained. A session
     /// that comes after the agent was told to stop is closed.
-    pub(super) fn adopt(&self, slot: u16, session: &Arc<Session>) {
+    pub(super) fn adopt(&self, slot: u16, Connected { session, way }: Connected) -> Arc<Session> {
+        let hub = self.ways[way].hub.clone();
         let mut sessions = self.lock();
         // Whoever stops the agent says so first, and then takes this lock.
         if *self.stop.borrow() {
             drop(sessions);
             session.close(CloseReason::Shutdown);
-            return;
+            return session;
         }
         sessions.draining.retain(|old| !old.is_closed());
         let slot = &mut sessions.slots[usize::from(slot)];
         let old = slot.current.replace(session.clone()).filter(|old| !old.is_closed());
         let since = SystemTime::now();
-        slot.status = Some(AgentStatus::Connected { since, hub: self.hub.clone(), tunnel_id: session.id, tunnels: 1 });
+        slot.status = Some(AgentStatus::Connected { since, hub: hub.clone(), tunnel_id: session.id, tunnels: 1 });
         sessions.draining.extend(old);
         if let Some(status) = sessions.standing() {
             self.publish(status);
         }
         drop(sessions);
-        session.span.in_scope(|| tracing::info!(hub = self.hub, "tunnel opened"));
+        session.span.in_scope(|| tracing::info!(hub, "tunnel opened"));
+        session
     }
 
     /// Tells the user how it is with a tunnel that does not stand; what stands is told first.
@@ -161,11 +189,32 @@ impl Shared {
         });
     }
 
-    /// One attempt: resolves, dials, logs in.
-    pub(super) async fn connect_once(&self, slot: u16) -> Result<Arc<Session>, ConnectError> {
-        let hub = &self.hub;
+    /// One attempt by each way, until one works: the one that worked last comes first, and each has a head start.
+    pub(super) async fn connect_once(self: &Arc<Self>, slot: u16) -> Result<Connected, ConnectError> {
+        let favourite = self.favourite.load(Ordering::Relaxed);
+        let others = (0..self.ways.len()).filter(|way| *way != favourite);
+        let attempts = std::iter::once(favourite).chain(others).map(|way| {
+            let shared = self.clone();
+            async move { shared.connect_by(way, slot).await.map(|session| Connected { session, way }) }
+        });
+        match race(attempts, HEAD_START).await {
+            Ok(connected) => {
+                self.favourite.store(connected.way, Ordering::Relaxed);
+                Ok(connected)
+            }
+            // What time does not cure is what the user wants to know.
+            Err(mut errors) => {
+                let lasting = errors.iter().position(|error| !error.is_transient()).unwrap_or(0);
+                if errors.is_empty() { Err(ConnectError::Stopped) } else { Err(errors.swap_remove(lasting)) }
+            }
+        }
+    }
+
+    /// Resolves, dials, logs in.
+    async fn connect_by(&self, way: usize, slot: u16) -> Result<Arc<Session>, ConnectError> {
+        let Way { hub, name, dialer } = &self.ways[way];
         let timeout = self.login.config.login_timeout;
-        let Carried { stream, local, peer } = self.dialer.dial(timeout).await.map_err(|failure| match failure {
+        let Carried { stream, local, peer } = dialer.dial(timeout).await.map_err(|failure| match failure {
             DialFailure::Resolve { host, source } => ConnectError::Resolve { host, source },
             DialFailure::Connect(source) => ConnectError::Unreachable { hub: hub.clone(), source },
             DialFailure::Proxy(ProxyFailure { proxy, why, is_transient }) => {
@@ -193,7 +242,7 @@ impl Shared {
             proof: None,
             span: tracing::info_span!("tunnel", agent = %self.id, %id, ?peer),
         };
-        let session = ssh::connect(stream, parts, &self.login, slot).await;
+        let session = ssh::connect(stream, parts, &self.login, name, slot).await;
         session.map_err(|error| ConnectError::from_login(error, hub, self.id.as_str()))
     }
 }
@@ -275,15 +324,15 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
             gone = session.closed() => {
                 let lost = gone.to_string();
                 shared.say(slot, AgentStatus::Disconnected { why: gone });
-                if !shared.dialer.can_dial_again() {
+                if !shared.can_dial_again {
                     return shared.end();
                 }
                 backoff.lost_after(adopted.elapsed());
-                session = tokio::select! {
+                let connected = tokio::select! {
                     () = shared.stopped() => return,
-                    session = reconnect(&shared, slot, &mut backoff, lost) => session,
+                    connected = reconnect(&shared, slot, &mut backoff, lost) => connected,
                 };
-                shared.adopt(slot, &session);
+                session = shared.adopt(slot, connected);
                 adopted = tokio::time::Instant::now();
                 renew_at = shared.renew_after;
             }
@@ -294,9 +343,7 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
                     // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
                     renewed = shared.connect_once(slot) => renewed,
                 };
-                if let Ok(new) = &renewed {
-                    shared.adopt(slot, new);
-                }
+                let renewed = renewed.map(|new| shared.adopt(slot, new));
                 drop(under_way);
                 match renewed {
                     Ok(new) => {
@@ -322,16 +369,15 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
 }
 
 /// Makes the first session of a slot beyond the first.
-async fn connect_at_once(shared: &Shared, slot: u16, backoff: &mut Backoff) -> Arc<Session> {
-    let session = match shared.connect_once(slot).await {
-        Ok(session) => session,
+async fn connect_at_once(shared: &Arc<Shared>, slot: u16, backoff: &mut Backoff) -> Arc<Session> {
+    let connected = match shared.connect_once(slot).await {
+        Ok(connected) => connected,
         Err(error) => {
             tracing::warn!(agent = %shared.id, slot, error = &error as &dyn std::error::Error, "cannot connect");
             reconnect(shared, slot, backoff, with_causes(&error)).await
         }
     };
-    shared.adopt(slot, &session);
-    session
+    shared.adopt(slot, connected)
 }
 
 /// Says that a renewal is under way, until it is dropped.
@@ -360,7 +406,7 @@ async fn worn_out(session: &Session, limit: u64) {
 }
 
 /// Tries for ever. A watch shows only its last value, so what was `lost` is told again with the first attempt.
-async fn reconnect(shared: &Shared, slot: u16, backoff: &mut Backoff, lost: String) -> Arc<Session> {
+async fn reconnect(shared: &Arc<Shared>, slot: u16, backoff: &mut Backoff, lost: String) -> Connected {
     let mut last_error = Some(lost);
     for attempt in 1.. {
         let wait = backoff.next(rand::random());
@@ -369,9 +415,9 @@ async fn reconnect(shared: &Shared, slot: u16, backoff: &mut Backoff, lost: Stri
         tokio::time::sleep(wait).await;
         shared.say(slot, status(Duration::ZERO));
         match shared.connect_once(slot).await {
-            Ok(session) => return session,
+            Ok(connected) => return connected,
             Err(error) => {
-                tracing::warn!(agent = %shared.id, hub = shared.hub, attempt, error = &error as &dyn std::error::Error, "cannot connect");
+                tracing::warn!(agent = %shared.id, attempt, error = &error as &dyn std::error::Error, "cannot connect");
                 last_error = Some(with_causes(&error));
             }
         }

@@ -152,7 +152,7 @@ impl Agent {
 
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shared { id, hub, .. } = &*self.shared;
-        f.debug_struct("Agent").field("id", id).field("hub", hub).finish_non_exhaustive()
+        let (id, status) = (self.id(), self.shared.status.borrow());
+        f.debug_struct("Agent").field("id", id).field("status", &*status).finish_non_exhaustive()
     }
 }

@@ -25,6 +25,13 @@ impl HostPort {
     }
 }
 
+impl HostPort {
+    /// A name that the user has for a hub: `host:port`, or a host alone.
+    pub(crate) fn named(text: &str) -> Self {
+        Self::parse(text).unwrap_or_else(|| Self { host: text.to_owned(), port: 22 })
+    }
+}
+
 /// Where a hub is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {

@@ -96,8 +96,10 @@ impl Proxy {
             "socks5" | "socks5h" => 1080,
             _ => return None,
         };
-        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
-        Some(HostPort { host: host.to_owned(), port: uri.port_u16().unwrap_or(customary) })
+        let (host, authority) = (uri.host()?, uri.authority()?.as_str());
+        // An http::Uri takes any text for a port.
+        let port = if authority == host { customary } else { uri.port_u16()? };
+        Some(HostPort { host: host.trim_start_matches('[').trim_end_matches(']').to_owned(), port })
     }
 
     fn failed(&self, why: impl Into<String>, is_transient: bool) -> DialFailure {

@@ -2,6 +2,7 @@
 
 mod address;
 mod egress;
+pub(crate) mod race;
 pub(crate) mod tcp;
 #[cfg(unix)]
 pub(crate) mod unix;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use super::race::race;
 use super::{Carried, DialFailure, HostPort};
 
 /// When the kernel starts to probe a silent connection. SSH keepalives are faster; this is for a process that hangs.
@@ -20,6 +21,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// keepalives behind them come too late. What is on its way is not counted, so a long fat path stays full.
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 * 1024;
+
+/// How long an address may take before the next is tried beside it (RFC 8305 §8).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Sets what a tunnel needs on a connected socket: no Nagle delay, a short queue, and an end when the network is gone.
 ///
@@ -47,32 +51,23 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Resolves the host afresh and connects to the first of its addresses that answers.
+/// Resolves the host afresh and connects to the first of its addresses that answers, of both families in turn.
 ///
 /// # Errors
 /// [`DialFailure`] says whether the name or the connection failed.
 pub(super) async fn dial(to: &HostPort, timeout: Duration) -> Result<Carried, DialFailure> {
     let unresolved = |source| DialFailure::Resolve { host: to.host.clone(), source };
     let attempt = async {
-        let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host((to.host.as_str(), to.port)).await.map_err(unresolved)?.collect();
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let found = tokio::net::lookup_host((to.host.as_str(), to.port)).await.map_err(unresolved)?;
+        let addresses = in_turn(found.collect());
         if addresses.is_empty() {
-            return Err(unresolved(last));
+            return Err(unresolved(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
         }
-        // One address that swallows packets must not use up the time of the others.
-        let share = timeout / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        for address in addresses {
-            let connected = match tokio::time::timeout(share, TcpStream::connect(address)).await {
-                Ok(connected) => connected,
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
-            };
-            match connected.and_then(|stream| Carried::tcp(stream, address)) {
-                Ok(carried) => return Ok(carried),
-                Err(error) => last = error,
-            }
-        }
-        Err(DialFailure::Connect(last))
+        let connect = |address| async move { Carried::tcp(TcpStream::connect(address).await?, address) };
+        race(addresses.into_iter().map(connect), HEAD_START).await.map_err(|mut errors| {
+            // Each address has its own error; the last is no worse than the others.
+            DialFailure::Connect(errors.pop().unwrap_or_else(|| io::ErrorKind::NotConnected.into()))
+        })
     };
     match tokio::time::timeout(timeout, attempt).await {
         Ok(result) => result,
@@ -80,9 +75,35 @@ pub(super) async fn dial(to: &HostPort, timeout: Duration) -> Result<Carried, Di
     }
 }
 
+/// Beginning with the resolver's favourite, the two families by turns: where one is broken as a whole, the other comes
+/// second and not last.
+fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let Some(first) = addresses.first().copied() else { return addresses };
+    let (favourite, other): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|a| a.is_ipv6() == first.is_ipv6());
+    let (mut favourite, mut other) = (favourite.into_iter(), other.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let pair = [favourite.next(), other.next()];
+        if pair == [None, None] {
+            return all;
+        }
+        all.extend(pair.into_iter().flatten());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let all = |list: &[&str]| list.iter().map(|address| address.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let given = all(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]);
+        assert_eq!(in_turn(given), all(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]));
+        let given = all(&["1.1.1.1:1", "2.2.2.2:1", "[::1]:1"]);
+        assert_eq!(in_turn(given), all(&["1.1.1.1:1", "[::1]:1", "2.2.2.2:1"]));
+        assert_eq!(in_turn(Vec::new()), Vec::new());
+    }
 
     #[tokio::test]
     async fn sockets_are_prepared_for_small_messages_and_lost_networks() {

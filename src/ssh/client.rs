@@ -26,7 +26,6 @@ const PRIVATE_TYPE: &str = "grpc-tunnel";
 
 /// What an agent needs to log in.
 pub(crate) struct Login {
-    pub(crate) hub: HostPort,
     pub(crate) host_keys: HostKeys,
     pub(crate) identity: Identity,
     pub(crate) config: TunnelConfig,
@@ -64,12 +63,13 @@ pub(crate) enum LoginError {
     Failed { step: &'static str, source: Error },
 }
 
-/// Logs in and offers the tunnel's path; `slot` is the connection's number in the agent. Dropping the future closes the
+/// Logs in and offers the tunnel's path; `hub` is the name that its host key is looked up by, and `slot` is the connection's number in the agent. Dropping the future closes the
 /// connection.
 pub(crate) async fn connect<S>(
     stream: S,
     parts: SessionParts,
     login: &Login,
+    hub: &HostPort,
     slot: u16,
 ) -> Result<Arc<Session>, LoginError>
 where
@@ -80,7 +80,7 @@ where
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
     let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence()));
-    let result = log_in(stream, &session, login, slot).await;
+    let result = log_in(stream, &session, login, hub, slot).await;
     if result.is_ok() {
         guard.0 = None;
     }
@@ -102,6 +102,7 @@ async fn log_in<S>(
     stream: Box<WriteBehind<Greeted<S>>>,
     session: &Arc<Session>,
     login: &Login,
+    hub: &HostPort,
     slot: u16,
 ) -> Result<(), LoginError>
 where
@@ -118,7 +119,7 @@ where
 
     let handler = ClientHandler {
         session: session.clone(),
-        hub: login.hub.clone(),
+        hub: hub.clone(),
         host_keys: login.host_keys.clone(),
         acceptor: login.acceptor.clone(),
         max_channels: login.config.max_channels,
@@ -127,7 +128,7 @@ where
         private: false,
     };
     let config: Arc<Config> = {
-        let wanted = login.host_keys.host_key_algorithms(&login.hub.host, login.hub.port).await;
+        let wanted = login.host_keys.host_key_algorithms(&hub.host, hub.port).await;
         config::client(&login.config, wanted.map_err(LoginError::HostKey)?, (login.instance, slot))
     };
 
