@@ -209,6 +209,7 @@ pub mod tuning;
 mod tunnel;
 
 pub use agent::{Agent, AgentBuilder, AgentStatus, ConnectError};
+pub use carrier::CarrierKind;
 pub use channel::{ResponseBody, TunnelChannel};
 pub use close::{CloseReason, Disconnected};
 pub use connector::{Connector, DialError};
@@ -224,6 +225,8 @@ pub use ssh::{
     InvalidCertificate, InvalidPublicKey, KeyError, KnownHostsProblem, LineProblem, OfferedHostKey, PinnedKey,
     PrivateKey, PublicKey, TunnelIo,
 };
+#[cfg(feature = "websocket")]
+pub use tls::TlsError;
 pub use tuning::{tune_endpoint, tune_server};
 pub use tunnel::{TunnelConnectInfo, TunnelId};
 

@@ -167,6 +167,7 @@ async fn streams_are_strangers_until_they_have_authenticated() {
     agent.connect(hub.local_addr().to_string()).await.expect("a hub that still works");
 
     hub.shutdown(Duration::ZERO).await;
+    assert!(matches!(hub.listen("127.0.0.1:0").await, Err(BindError::Shutdown)));
     let (mut late, hubs) = tokio::io::duplex(4096);
     hub.accept_stream(hubs, None).await;
     assert_eq!(soon("the end", late.read(&mut [0; 100])).await.expect("an end"), 0, "the hub has shut down");

@@ -234,6 +234,18 @@ async fn agents_say_what_keeps_them_from_a_hub() {
             stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await.expect("answer");
         }
     });
+    // A hub without room hangs up, as SSH's port does, and that may pass.
+    let full = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let at = full.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = full.accept().await {
+            stream.read(&mut [0; 2000]).await.expect("a request");
+        }
+    });
+    for scheme in ["ws", "wss"] {
+        let (error, text) = connect(&format!("{scheme}://{at}/tunnel"), false).await;
+        assert!(matches!(error, ConnectError::Unreachable { .. }), "{scheme}: {text}");
+    }
     let (error, text) = connect(&url, false).await;
     assert!(matches!(error, ConnectError::NotWebSocket { status: Some(502), .. }), "{text}");
     assert!(error.is_transient(), "the hub behind a proxy may come back");
@@ -517,6 +529,18 @@ async fn nobody_can_say_where_he_comes_from() {
     assert!(stays("203.0.113.9").await.is_none(), "its source has one already");
     assert!(stays("198.51.100.1, 203.0.113.9, 10.1.2.3").await.is_none(), "what the client put before is nothing");
     assert!(stays("203.0.113.9, 198.51.100.1").await.is_some(), "another one");
+    // Where the true address is last, nothing before it counts; where that is none, nothing is believed.
+    for (forwarded, status) in
+        [(&b"\xff, 203.0.113.77"[..], "101"), (b"203.0.113.78, \xff", "400"), (b"203.0.113.79, x", "400")]
+    {
+        let head = "GET /tunnel HTTP/1.1\r\nHost: hub\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Forwarded-For: ";
+        let mut stream = TcpStream::connect(address(&url)).await.expect("connect");
+        stream.write_all(&[head.as_bytes(), forwarded, b"\r\n\r\n"].concat()).await.expect("send");
+        let mut answer = [0; 12];
+        soon("an answer", stream.read_exact(&mut answer)).await.expect("an answer");
+        assert_eq!(String::from_utf8_lossy(&answer[9..]), status);
+    }
     drop(first);
     soon("its place", async { while stays("203.0.113.9:443").await.is_none() {} }).await;
 }

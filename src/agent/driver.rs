@@ -214,7 +214,7 @@ impl Shared {
     async fn connect_by(&self, way: usize, slot: u16) -> Result<Arc<Session>, ConnectError> {
         let Way { hub, name, dialer } = &self.ways[way];
         let timeout = self.login.config.login_timeout;
-        let Carried { stream, local, peer } = dialer.dial(timeout).await.map_err(|failure| match failure {
+        let Carried { stream, kind, local, peer } = dialer.dial(timeout).await.map_err(|failure| match failure {
             DialFailure::Resolve { host, source } => ConnectError::Resolve { host, source },
             DialFailure::Connect(source) => ConnectError::Unreachable { hub: hub.clone(), source },
             DialFailure::Proxy(ProxyFailure { proxy, why, is_transient }) => {
@@ -232,6 +232,7 @@ impl Shared {
         let parts = SessionParts {
             id,
             agent: self.id.clone(),
+            kind,
             local,
             peer,
             carrier: Arc::default(),

@@ -59,8 +59,10 @@ impl fmt::Debug for Proxy {
 
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let uri = self.0.uri();
-        write!(f, "{}://{}", uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |at| at.as_str()))
+        let (uri, port) = (self.0.uri(), self.0.uri().port_u16());
+        let port = port.map_or(String::new(), |port| format!(":{port}"));
+        // Never the authority as a whole: a password with an unescaped `@` leaves a part of itself in there.
+        write!(f, "{}://{}{port}", self.scheme(), uri.host().unwrap_or_default())
     }
 }
 
@@ -96,7 +98,7 @@ impl Proxy {
             "socks5" | "socks5h" => 1080,
             _ => return None,
         };
-        let (host, authority) = (uri.host()?, uri.authority()?.as_str());
+        let (host, authority) = (uri.host()?, uri.authority().filter(|at| !at.as_str().contains('@'))?.as_str());
         // An http::Uri takes any text for a port.
         let port = if authority == host { customary } else { uri.port_u16()? };
         Some(HostPort { host: host.trim_start_matches('[').trim_end_matches(']').to_owned(), port })
@@ -141,23 +143,29 @@ impl Egress {
     ) -> Result<Carried, DialFailure> {
         let Some(proxy) = self.proxy_to(&to.host, purpose) else { return tcp::dial(to, timeout).await };
         let dialled = async {
-            let at = proxy.at().ok_or_else(|| proxy.failed("this kind of proxy is not known", false))?;
+            let at = proxy.at().ok_or_else(|| proxy.failed("it is not written as a proxy's URL", false))?;
             let unreachable = |error: &dyn fmt::Display| proxy.failed(format!("it cannot be reached: {error}"), true);
-            let Carried { stream, local, .. } = tcp::dial(&at, timeout).await.map_err(|failure| match failure {
-                DialFailure::Resolve { source, .. } | DialFailure::Connect(source) => unreachable(&source),
-                other => other,
-            })?;
+            let Carried { stream, kind, local, .. } =
+                tcp::dial(&at, timeout).await.map_err(|failure| match failure {
+                    DialFailure::Resolve { source, .. } | DialFailure::Connect(source) => unreachable(&source),
+                    other => other,
+                })?;
             let stream = match proxy.scheme() {
                 #[cfg(feature = "websocket")]
                 "https" => {
-                    let stream = super::websocket::with_tls(stream, &at.host, tls_roots).await?;
+                    let stream = super::websocket::with_tls(stream, &at.host, tls_roots).await;
+                    let stream = stream.map_err(|failure| match failure {
+                        DialFailure::Tls(error) => proxy.failed(format!("TLS with it failed: {error}"), false),
+                        DialFailure::Connect(error) => proxy.failed(format!("it broke off: {error}"), true),
+                        other => other,
+                    })?;
                     connect(&proxy, stream, to).await?
                 }
                 "http" => connect(&proxy, stream, to).await?,
                 _ => socks(&proxy, stream, to).await?,
             };
             // What the socket leads to is the proxy, and where that leads is its own affair.
-            Ok(Carried { stream, local, peer: None })
+            Ok(Carried { stream, kind, local, peer: None })
         };
         match tokio::time::timeout(timeout, dialled).await {
             Ok(dialled) => dialled,
@@ -266,6 +274,8 @@ mod tests {
         assert_eq!(at("socks5://me:secret@[::1]:9"), Ok(("socks5://[::1]:9".into(), 9)));
         assert_eq!(at("socks5h://proxy"), Ok(("socks5h://proxy".into(), 1080)));
         assert_eq!(at("https://proxy").is_ok(), cfg!(feature = "websocket"));
+        // The second `@` is not escaped: neither is it taken for something else, nor shown.
+        assert!(Proxy::parse("http://me:se@cret@proxy:1").is_err());
         for bad in ["", "ftp://proxy", "socks4://proxy", "http://", "http://proxy:x", "a b"] {
             assert!(Proxy::parse(bad).is_err(), "{bad}");
         }

@@ -9,6 +9,7 @@ pub(crate) mod unix;
 #[cfg(feature = "websocket")]
 pub(crate) mod websocket;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -29,9 +30,35 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
+/// What a tunnel runs over, as a hub sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CarrierKind {
+    /// A connection of its own; the agent's end may lead through a proxy.
+    Tcp,
+    /// A socket of this machine.
+    UnixSocket,
+    /// With TLS or without.
+    WebSocket,
+    /// A stream that the user brought.
+    Stream,
+}
+
+impl fmt::Display for CarrierKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::UnixSocket => "Unix socket",
+            Self::WebSocket => "WebSocket",
+            Self::Stream => "stream",
+        })
+    }
+}
+
 /// A carrier that stands.
 pub(crate) struct Carried {
     pub(crate) stream: Box<dyn Stream>,
+    pub(crate) kind: CarrierKind,
     pub(crate) local: Option<SocketAddr>,
     /// Where it leads, or comes from, as far as that has an address.
     pub(crate) peer: Option<SocketAddr>,
@@ -41,12 +68,13 @@ impl Carried {
     /// A connected socket, made ready for a tunnel.
     pub(crate) fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
         tcp::prepare(&stream)?;
-        Ok(Self { local: stream.local_addr().ok(), peer: Some(peer), stream: Box::new(stream) })
+        let local = stream.local_addr().ok();
+        Ok(Self { stream: Box::new(stream), kind: CarrierKind::Tcp, local, peer: Some(peer) })
     }
 
     /// A stream of which nothing else is known.
-    pub(crate) fn own(stream: impl Stream, peer: Option<SocketAddr>) -> Self {
-        Self { stream: Box::new(stream), local: None, peer }
+    pub(crate) fn new(kind: CarrierKind, stream: impl Stream, peer: Option<SocketAddr>) -> Self {
+        Self { stream: Box::new(stream), kind, local: None, peer }
     }
 }
 
@@ -137,14 +165,14 @@ impl Dialer {
                 Address::WebSocket(url) => websocket::dial(url, egress, tls_roots.as_deref(), timeout).await,
             },
             Self::With(dial) => match tokio::time::timeout(timeout, dial()).await {
-                Ok(Ok(stream)) => Ok(Carried { stream, local: None, peer: None }),
+                Ok(Ok(stream)) => Ok(Carried::new(CarrierKind::Stream, stream, None)),
                 Ok(Err(error)) => Err(DialFailure::Connect(error)),
                 Err(_) => Err(DialFailure::Connect(io::ErrorKind::TimedOut.into())),
             },
             Self::Once(stream) => {
                 let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let stream = stream.ok_or(DialFailure::Spent)?;
-                Ok(Carried { stream, local: None, peer: None })
+                Ok(Carried::new(CarrierKind::Stream, stream, None))
             }
         }
     }

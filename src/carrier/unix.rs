@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Carried, DialFailure};
+use super::{Carried, CarrierKind, DialFailure};
 
 pub(super) async fn dial(path: &Path, timeout: Duration) -> Result<Carried, DialFailure> {
     // A socket whose owner does not accept fails at once or, when its queue is full, waits.
@@ -16,7 +17,7 @@ pub(super) async fn dial(path: &Path, timeout: Duration) -> Result<Carried, Dial
         Ok(connected) => connected,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
-    connected.map(|stream| Carried::own(stream, None)).map_err(DialFailure::Connect)
+    connected.map(|stream| Carried::new(CarrierKind::UnixSocket, stream, None)).map_err(DialFailure::Connect)
 }
 
 /// A socket in the file system. Dropping it removes the file.
@@ -24,6 +25,8 @@ pub(super) async fn dial(path: &Path, timeout: Duration) -> Result<Carried, Dial
 pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
+    /// Which file is this listener's: its path may be another's by now.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -36,7 +39,7 @@ impl Listener {
             }
             bound => bound,
         }?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), file: file_at(path) })
     }
 
     pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
@@ -46,7 +49,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path); // it may have been removed, or its directory
+        if self.file.is_some() && self.file == file_at(&self.path) {
+            let _ = fs::remove_file(&self.path); // it may have been removed meanwhile, or its directory
+        }
     }
 }
 
@@ -54,10 +59,16 @@ impl Drop for Listener {
 fn is_stale(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused = || {
-        let dialled = std::os::unix::net::UnixStream::connect(path);
-        dialled.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // Whoever listens may not accept, and then a connect would wait.
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
     };
-    is_socket && refused()
+    is_socket && refused().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 #[cfg(test)]
@@ -76,6 +87,14 @@ mod tests {
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse, "somebody listens");
         drop(listener);
         assert!(!path.exists());
+
+        // Somebody made another in its place.
+        let first = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = Listener::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists(), "it took the other's");
+        drop(second);
 
         fs::write(&path, "a file of somebody's").unwrap();
         assert!(Listener::bind(&path).is_err());

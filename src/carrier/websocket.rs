@@ -23,16 +23,17 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::address::WebSocketUrl;
 use super::egress::{Egress, Purpose};
-use super::{Carried, DialFailure, Stream};
+use super::{Carried, CarrierKind, DialFailure, Stream};
 use crate::tls;
 
-/// What this is called where WebSockets say what they carry. A peer that says nothing is as good.
+/// What this is called where WebSockets say what they carry. An agent names it; a hub takes also clients that name none.
 pub(crate) const PROTOCOL: &str = "dialback-ssh";
 
 /// The most that is sent in one message: an SSH packet and its heads.
@@ -59,8 +60,6 @@ pub(crate) struct WebSocket<S> {
     unread: Bytes,
     unsent: BytesMut,
     ping: Pin<Box<Sleep>>,
-    /// What the peer said when it closed.
-    closed: Option<CloseFrame>,
 }
 
 impl<S: Stream> WebSocket<S> {
@@ -71,7 +70,7 @@ impl<S: Stream> WebSocket<S> {
 
     fn new(socket: WebSocketStream<S>) -> Self {
         let ping = Box::pin(tokio::time::sleep(PING));
-        Self { socket, unread: Bytes::new(), unsent: BytesMut::new(), ping, closed: None }
+        Self { socket, unread: Bytes::new(), unsent: BytesMut::new(), ping }
     }
 
     /// Hands over what was written, as one message.
@@ -123,12 +122,16 @@ impl<S: Stream> AsyncRead for WebSocket<S> {
             match ready!(Pin::new(&mut this.socket).poll_next(cx)) {
                 Some(Ok(Message::Binary(bytes))) => this.unread = bytes,
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Close(frame))) => this.closed = frame,
+                Some(Ok(Message::Close(frame))) => {
+                    // The answer to it; what stands between the two ends may keep the connection for long after that.
+                    let _ = Pin::new(&mut this.socket).poll_flush(cx);
+                    return Poll::Ready(frame.map_or(Ok(()), farewell));
+                }
                 Some(Ok(Message::Text(_))) => {
                     let why = "the peer sent text, and this is for binary messages";
                     return Poll::Ready(Err(this.refuse(cx, CloseCode::Unsupported, why)));
                 }
-                None => return Poll::Ready(this.closed.take().map_or(Ok(()), farewell)),
+                None => return Poll::Ready(Ok(())),
                 Some(Err(Error::Io(error))) => return Poll::Ready(Err(error)),
                 Some(Err(error)) => {
                     let code = match &error {
@@ -186,10 +189,10 @@ pub(super) async fn dial(
 ) -> Result<Carried, DialFailure> {
     let purpose = if url.tls { Purpose::Https } else { Purpose::Http };
     let dialled = async {
-        let Carried { stream, local, peer } = egress.dial(&url.at, purpose, roots, timeout).await?;
+        let Carried { stream, local, peer, .. } = egress.dial(&url.at, purpose, roots, timeout).await?;
         let stream = if url.tls { with_tls(stream, &url.at.host, roots).await? } else { stream };
         let stream = Box::new(open(stream, url).await?);
-        Ok(Carried { stream, local, peer })
+        Ok(Carried { stream, kind: CarrierKind::WebSocket, local, peer })
     };
     match tokio::time::timeout(timeout, dialled).await {
         Ok(dialled) => dialled,
@@ -206,7 +209,11 @@ pub(super) async fn with_tls(
     // The system's authorities may have changed since the last dial.
     let config = tokio::task::spawn_blocking(move || tls::client(roots.as_deref())).await;
     let config = config.map_err(|error| DialFailure::Connect(io::Error::other(error)))?.map_err(DialFailure::Roots)?;
-    let failed = |error| DialFailure::Tls(error);
+    // What ends without a word about TLS may be a hub that has no room.
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::Other => DialFailure::Tls(error),
+        _ => DialFailure::Connect(error),
+    };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(io::Error::other(error)))?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed)?;
     Ok(Box::new(stream))
@@ -224,6 +231,9 @@ async fn open<S: Stream>(stream: S, url: &WebSocketUrl) -> Result<WebSocket<S>, 
             Err(refused(Some(status.as_u16()), format!("it answered {status}")))
         }
         Err(Error::Io(error)) => Err(DialFailure::Connect(error)),
+        Err(Error::Protocol(ProtocolError::HandshakeIncomplete)) => {
+            Err(DialFailure::Connect(io::ErrorKind::UnexpectedEof.into()))
+        }
         Err(error) => Err(refused(None, error.to_string().escape_debug().to_string())),
     }
 }

@@ -15,6 +15,8 @@ use tokio::time::timeout;
 use super::Stage;
 use super::strangers::{Admission, Place, StrangerLimits, Strangers};
 #[cfg(unix)]
+use crate::carrier::CarrierKind;
+#[cfg(unix)]
 use crate::carrier::unix;
 use crate::carrier::{Carried, tcp};
 use crate::ssh::{self, Door, Progress, Turned};
@@ -42,7 +44,7 @@ impl Listener {
                 Carried::tcp(stream, peer).map(Some).map_err(|_| io::ErrorKind::ConnectionReset.into())
             }
             #[cfg(unix)]
-            Self::Unix(listener) => Ok(Some(Carried::own(listener.accept().await?, None))),
+            Self::Unix(listener) => Ok(Some(Carried::new(CarrierKind::UnixSocket, listener.accept().await?, None))),
             Self::Streams(streams) => Ok(streams.recv().await),
         }
     }
@@ -77,9 +79,13 @@ impl Reception {
     }
 
     /// A place for the newcomer and the word that it has to leave, or why there is none.
-    fn enter(self: &Arc<Self>, source: Option<IpAddr>) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
+    fn enter<O: Opening>(
+        self: &Arc<Self>,
+        opening: &O,
+        carried: &Carried,
+    ) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
         let mut waiting = self.lock();
-        match waiting.strangers.enter(source, Instant::now()) {
+        match waiting.strangers.enter(opening.source(carried), O::ROUND_TRIPS, Instant::now()) {
             Admission::Admitted { place, evicted } => {
                 if let Some(evicted) = evicted {
                     // Dropping the sender is the word.
@@ -117,6 +123,8 @@ impl Drop for Ticket {
 
 /// What has to happen on a connection before SSH.
 pub(super) trait Opening: Send + Sync + 'static {
+    /// Until the key exchange of SSH has begun.
+    const ROUND_TRIPS: u32;
     /// Who the connection counts for until it is open.
     fn source(&self, carried: &Carried) -> Option<IpAddr>;
     /// Makes of it what an SSH session can run over, or says why it is none.
@@ -127,6 +135,8 @@ pub(super) trait Opening: Send + Sync + 'static {
 pub(super) struct AsItIs;
 
 impl Opening for AsItIs {
+    const ROUND_TRIPS: u32 = 1;
+
     fn source(&self, carried: &Carried) -> Option<IpAddr> {
         carried.peer.map(|peer| peer.ip())
     }
@@ -151,7 +161,7 @@ pub(super) async fn run(
             () = super::reached(&mut stage, Stage::Draining) => break,
             Some(_) = connections.join_next() => {} // a connection's own log has said how it ended
             accepted = listener.accept() => match accepted {
-                Ok(Some(carried)) => match reception.enter(opening.source(&carried)) {
+                Ok(Some(carried)) => match reception.enter(&*opening, &carried) {
                     Ok((ticket, leave)) => {
                         connections.spawn(connection(ticket, leave, opening.clone(), carried));
                     }
@@ -179,8 +189,8 @@ async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, opening: Arc<i
     // A future that is moved keeps its room twice, for as long as the tunnel lives.
     let mut serving = Box::pin(async move {
         // What was needed for the beginning is not kept at all.
-        let Carried { stream, local, peer } = Box::pin(open(opening, carried, &reception, place)).await?;
-        ssh::serve(stream, local, peer, reception.door.clone(), login).await
+        let carried = Box::pin(open(opening, carried, &reception, place)).await?;
+        ssh::serve(carried, reception.door.clone(), login).await
     });
     let admitted = async {
         reached(&mut progress, Progress::Begun).await;

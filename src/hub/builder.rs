@@ -41,6 +41,9 @@ pub enum BindError {
     /// No authorizer was set, so no agent could ever log in.
     #[error("no authorizer is set: call `authorizer(AuthorizedKeys::open(…)?)` to say which keys may be which agents")]
     NoAuthorizer,
+    /// The hub was shut down.
+    #[error("the hub was shut down")]
+    Shutdown,
     /// The text is no address to listen on.
     #[error("`{}` cannot be listened on: {why}", .given.escape_debug())]
     InvalidAddress {

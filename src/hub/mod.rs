@@ -35,7 +35,7 @@ pub(crate) use self::roster::Selector;
 use self::accept::{AsItIs, Listener, Reception};
 #[cfg(unix)]
 use crate::carrier::unix;
-use crate::carrier::{Address, Carried, HostPort};
+use crate::carrier::{Address, Carried, CarrierKind, HostPort};
 use crate::channel::TunnelChannel;
 use crate::close::CloseReason;
 use crate::connector::Connector;
@@ -168,6 +168,9 @@ impl Hub {
             let at = listener.local_addr().map_err(failed)?;
             Ok::<_, BindError>((Listener::Tcp(listener), at))
         };
+        if *self.inner.stage.borrow() != Stage::Open {
+            return Err(BindError::Shutdown);
+        }
         let parsed = Address::parse(address).map_err(invalid)?;
         #[cfg(feature = "websocket")]
         if tls.is_some() && !matches!(&parsed, Address::WebSocket(url) if url.tls) {
@@ -218,7 +221,7 @@ impl Hub {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _ = self.inner.streams.send(Carried::own(stream, peer)).await; // refused once the hub has shut down
+        let _ = self.inner.streams.send(Carried::new(CarrierKind::Stream, stream, peer)).await; // refused once the hub has shut down
     }
 
     /// Waits until an agent can be called, and returns its tunnel, or one of them; at once if it can be now.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// How long a stranger keeps its place when others want it, until it has begun a key exchange: silent connections must not
-/// keep everybody out. That takes one round trip.
+/// How long a stranger keeps its place when others want it, for each round trip that it takes to begin a key exchange: silent
+/// connections must not keep everybody out.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long one keeps it that has begun: a hub that all its agents come back to at once must not turn away logins that
@@ -46,12 +46,13 @@ pub(crate) enum Admission {
 struct Stranger {
     source: Option<IpAddr>,
     since: Instant,
+    patience: Duration,
     has_begun: bool,
 }
 
 impl Stranger {
     fn has_had_its_time(&self, now: Instant) -> bool {
-        now.duration_since(self.since) >= if self.has_begun { LOGIN_PATIENCE } else { PATIENCE }
+        now.duration_since(self.since) >= if self.has_begun { LOGIN_PATIENCE } else { self.patience }
     }
 }
 
@@ -71,7 +72,7 @@ impl Strangers {
     }
 
     /// Those of whom no address is known are one source, without a limit of its own.
-    pub(crate) fn enter(&mut self, from: Option<IpAddr>, now: Instant) -> Admission {
+    pub(crate) fn enter(&mut self, from: Option<IpAddr>, round_trips: u32, now: Instant) -> Admission {
         let source = from.map(source_of);
         let own = self.sources.get(&source).copied().unwrap_or(0);
         if source.is_some() && own >= self.limits.per_source {
@@ -87,7 +88,7 @@ impl Strangers {
         }
         let place = Place(self.next);
         self.next += 1;
-        self.places.insert(place, Stranger { source, since: now, has_begun: false });
+        self.places.insert(place, Stranger { source, since: now, patience: PATIENCE * round_trips, has_begun: false });
         *self.sources.entry(source).or_default() += 1;
         Admission::Admitted { place, evicted }
     }
@@ -170,35 +171,35 @@ mod tests {
     fn one_source_cannot_take_every_place() {
         let (mut s, now) = (strangers(10, 2), Instant::now());
         let a = "192.0.2.1".parse().unwrap();
-        let first = place(s.enter(Some(a), now));
-        place(s.enter(Some(a), now));
-        assert_eq!(s.enter(Some(a), now), Admission::SourceFull);
-        place(s.enter(Some("192.0.2.2".parse().unwrap()), now));
+        let first = place(s.enter(Some(a), 1, now));
+        place(s.enter(Some(a), 1, now));
+        assert_eq!(s.enter(Some(a), 1, now), Admission::SourceFull);
+        place(s.enter(Some("192.0.2.2".parse().unwrap()), 1, now));
         s.leave(first);
         s.leave(first);
-        place(s.enter(Some(a), now));
-        assert_eq!(s.enter(Some(a), now), Admission::SourceFull);
+        place(s.enter(Some(a), 1, now));
+        assert_eq!(s.enter(Some(a), 1, now), Admission::SourceFull);
     }
 
     #[test]
     fn ipv6_is_counted_by_network_and_mapped_ipv4_as_ipv4() {
         let (mut s, now) = (strangers(10, 1), Instant::now());
-        place(s.enter(Some("2001:db8::1".parse().unwrap()), now));
-        assert_eq!(s.enter(Some("2001:db8::2".parse().unwrap()), now), Admission::SourceFull);
-        place(s.enter(Some("2001:db8:0:1::1".parse().unwrap()), now));
-        place(s.enter(Some("::ffff:192.0.2.1".parse().unwrap()), now));
-        assert_eq!(s.enter(Some("192.0.2.1".parse().unwrap()), now), Admission::SourceFull);
+        place(s.enter(Some("2001:db8::1".parse().unwrap()), 1, now));
+        assert_eq!(s.enter(Some("2001:db8::2".parse().unwrap()), 1, now), Admission::SourceFull);
+        place(s.enter(Some("2001:db8:0:1::1".parse().unwrap()), 1, now));
+        place(s.enter(Some("::ffff:192.0.2.1".parse().unwrap()), 1, now));
+        assert_eq!(s.enter(Some("192.0.2.1".parse().unwrap()), 1, now), Admission::SourceFull);
     }
 
     #[test]
     fn oldest_stranger_gives_way_once_it_has_had_its_time() {
         let (mut s, now) = (strangers(2, 9), Instant::now());
         let a = "192.0.2.1".parse().unwrap();
-        let oldest = place(s.enter(Some(a), now));
-        place(s.enter(Some(a), now));
-        assert_eq!(s.enter(Some(a), now), Admission::Full);
+        let oldest = place(s.enter(Some(a), 1, now));
+        place(s.enter(Some(a), 1, now));
+        assert_eq!(s.enter(Some(a), 1, now), Admission::Full);
         let later = now + PATIENCE;
-        assert!(matches!(s.enter(Some(a), later), Admission::Admitted { evicted: Some(e), .. } if e == oldest));
+        assert!(matches!(s.enter(Some(a), 1, later), Admission::Admitted { evicted: Some(e), .. } if e == oldest));
         assert_eq!(s.places.len(), 2);
     }
 
@@ -206,24 +207,24 @@ mod tests {
     fn source_with_many_places_gives_way_to_one_with_few() {
         let (mut s, now) = (strangers(4, 9), Instant::now());
         let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
-        place(s.enter(Some(b), now));
+        place(s.enter(Some(b), 1, now));
         for _ in 0..2 {
-            place(s.enter(Some(a), now));
+            place(s.enter(Some(a), 1, now));
         }
-        let newest = place(s.enter(Some(a), now));
-        assert!(matches!(s.enter(Some(c), now), Admission::Admitted { evicted: Some(e), .. } if e == newest));
+        let newest = place(s.enter(Some(a), 1, now));
+        assert!(matches!(s.enter(Some(c), 1, now), Admission::Admitted { evicted: Some(e), .. } if e == newest));
         // A second place for one would be taken from another's second.
-        assert_eq!(s.enter(Some(c), now), Admission::Full);
+        assert_eq!(s.enter(Some(c), 1, now), Admission::Full);
     }
 
     #[test]
     fn stranger_that_begins_a_login_has_more_time() {
         let (mut s, now) = (strangers(2, 9), Instant::now());
         let a = "192.0.2.1".parse().unwrap();
-        let oldest = place(s.enter(Some(a), now));
-        let silent = place(s.enter(Some(a), now));
+        let oldest = place(s.enter(Some(a), 1, now));
+        let silent = place(s.enter(Some(a), 1, now));
         s.begins(oldest);
-        let newcomer = |s: &mut Strangers, at| match s.enter(Some(a), at) {
+        let newcomer = |s: &mut Strangers, at| match s.enter(Some(a), 1, at) {
             Admission::Admitted { place, evicted: Some(evicted) } => {
                 s.begins(place);
                 evicted
@@ -231,7 +232,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(newcomer(&mut s, now + PATIENCE), silent);
-        assert_eq!(s.enter(Some(a), now + PATIENCE * 2), Admission::Full);
+        assert_eq!(s.enter(Some(a), 1, now + PATIENCE * 2), Admission::Full);
         assert_eq!(newcomer(&mut s, now + LOGIN_PATIENCE), oldest);
     }
 
@@ -257,7 +258,7 @@ mod tests {
                 !ready
             });
             if let Admission::Admitted { place, evicted } =
-                s.enter(Some(IpAddr::from((0x0a00_0000 + n).to_be_bytes())), now)
+                s.enter(Some(IpAddr::from((0x0a00_0000 + n).to_be_bytes())), 1, now)
             {
                 evictions += usize::from(evicted.and_then(|place| under_way.remove(&place)).is_some());
                 under_way.insert(place, now);
@@ -271,7 +272,7 @@ mod tests {
     fn nothing_is_kept_of_those_who_left() {
         let (mut s, now) = (strangers(100, 100), Instant::now());
         for n in 0..100u8 {
-            let p = place(s.enter(Some(IpAddr::from([192, 0, 2, n])), now));
+            let p = place(s.enter(Some(IpAddr::from([192, 0, 2, n])), 1, now));
             s.leave(p);
         }
         assert!(s.places.is_empty() && s.sources.is_empty());
@@ -281,7 +282,7 @@ mod tests {
     fn strangers_that_a_proxy_speaks_for_are_counted_where_they_come_from() {
         let mut s = Strangers::new(StrangerLimits { total: 10, per_source: 1 });
         let now = Instant::now();
-        let [first, second] = [place(s.enter(None, now)), place(s.enter(None, now))];
+        let [first, second] = [place(s.enter(None, 1, now)), place(s.enter(None, 1, now))];
         let a = [192, 0, 2, 1].into();
         assert!(s.comes_from(first, a));
         assert!(!s.comes_from(second, a), "one from there is all that may be");
@@ -296,9 +297,9 @@ mod tests {
         let mut s = Strangers::new(StrangerLimits { total: 4, per_source: 1 });
         let now = Instant::now();
         for _ in 0..4 {
-            place(s.enter(None, now));
+            place(s.enter(None, 1, now));
         }
-        assert_eq!(s.enter(None, now), Admission::Full);
-        assert!(matches!(s.enter(Some([192, 0, 2, 1].into()), now), Admission::Admitted { evicted: Some(_), .. }));
+        assert_eq!(s.enter(None, 1, now), Admission::Full);
+        assert!(matches!(s.enter(Some([192, 0, 2, 1].into()), 1, now), Admission::Admitted { evicted: Some(_), .. }));
     }
 }

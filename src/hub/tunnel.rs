@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
+use crate::carrier::CarrierKind;
 use crate::channel::TunnelChannel;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::{Connector, DialError, Pinned};
@@ -25,6 +26,8 @@ pub struct TunnelInfo {
     pub agent_id: AgentId,
     /// Where the agent dialled from.
     pub peer_addr: Option<SocketAddr>,
+    /// What it runs over.
+    pub carrier: CarrierKind,
     /// Since when it stands.
     pub since: SystemTime,
     /// What the authorizer said of the agent, and what the agent says of itself, as far as the authorizer lets it.
@@ -39,6 +42,7 @@ impl TunnelInfo {
             tunnel_id: session.id,
             agent_id: session.agent.clone(),
             peer_addr: session.peer,
+            carrier: session.kind,
             since: session.since,
             labels: session.labels().clone(),
             calls: session.calls(),
@@ -74,6 +78,11 @@ impl Tunnel {
     /// Where the agent dialled from.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.session.peer
+    }
+
+    /// What it runs over.
+    pub fn carrier(&self) -> CarrierKind {
+        self.session.kind
     }
 
     /// Since when it stands.

@@ -18,9 +18,12 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use super::Hub;
 use super::accept::Opening;
 use crate::carrier::websocket::{PROTOCOL, WebSocket};
-use crate::carrier::{Carried, Stream};
+use crate::carrier::{Carried, CarrierKind, Stream};
 use crate::ssh::Sources;
 use crate::tls::Tls;
+
+/// What reverse proxies say of where a request comes from.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -38,31 +41,36 @@ impl Front {
         self.trusted.as_ref().is_some_and(|trusted| trusted.allows(peer.map(|peer| peer.ip())))
     }
 
-    /// Where a request comes from that a trusted proxy passed on: each proxy adds where it got it from at the end.
-    fn forwarded_for(&self, headers: &HeaderMap) -> Option<SocketAddr> {
-        let lists = headers.get_all("x-forwarded-for").iter().filter_map(|list| list.to_str().ok());
-        let mut given: Vec<_> = lists.flat_map(|list| list.split(',')).map(str::trim).collect();
-        while let Some(text) = given.pop() {
+    /// Where a request comes from that a trusted proxy passed on: each proxy adds where it got it from at the end. None if
+    /// that is a trusted proxy itself. `Err` if it makes no sense.
+    fn forwarded_for(&self, headers: &HeaderMap) -> Result<Option<SocketAddr>, Response<String>> {
+        // A client may have put any bytes before.
+        let lists: Vec<_> =
+            headers.get_all(FORWARDED_FOR).iter().map(|list| String::from_utf8_lossy(list.as_bytes())).collect();
+        for text in lists.iter().flat_map(|list| list.split(',')).map(str::trim).rev() {
             let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
             let address = text.parse().ok().or_else(in_brackets).map(|ip: IpAddr| SocketAddr::new(ip, 0));
-            // What does not make sense ends the chain: nothing before it was said by a proxy that is trusted.
-            let address = address.or_else(|| text.parse().ok())?;
-            if !self.trusts(Some(address)) {
-                return Some(address);
+            match address.or_else(|| text.parse().ok()) {
+                Some(address) if self.trusts(Some(address)) => {}
+                Some(address) => return Ok(Some(address)),
+                None => return Err(refusal(StatusCode::BAD_REQUEST, "the last of X-Forwarded-For is no address")),
             }
         }
-        None
+        Ok(None)
     }
 }
 
 impl Opening for Front {
+    // TLS, at most two; the request; and what SSH takes.
+    const ROUND_TRIPS: u32 = 4;
+
     /// A proxy's connections are not its own.
     fn source(&self, carried: &Carried) -> Option<IpAddr> {
         carried.peer.filter(|_| !self.trusts(carried.peer)).map(|peer| peer.ip())
     }
 
     async fn open(&self, carried: Carried) -> Result<Carried, String> {
-        let Carried { stream, local, peer } = carried;
+        let Carried { stream, local, peer, .. } = carried;
         let stream = match &self.tls {
             None => stream,
             Some(tls) => Box::new(TlsAcceptor::from(tls.current()).accept(stream).await.map_err(text)?),
@@ -71,10 +79,16 @@ impl Opening for Front {
         let upgrade = Mutex::new(None);
         let service = service_fn(async |mut request: Request<hyper::body::Incoming>| {
             let response = if request.uri().path() == self.path {
-                let peer = if through_proxy { self.forwarded_for(request.headers()).or(peer) } else { peer };
-                let (response, upgraded) = answer(&mut request);
-                *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = upgraded.map(|upgrade| (upgrade, peer));
-                response
+                let forwarded = if through_proxy { self.forwarded_for(request.headers()) } else { Ok(None) };
+                match forwarded {
+                    Err(refusal) => refusal,
+                    Ok(forwarded) => {
+                        let (response, upgraded) = answer(&mut request);
+                        let upgraded = upgraded.map(|upgrade| (upgrade, forwarded.or(peer)));
+                        *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = upgraded;
+                        response
+                    }
+                }
             } else {
                 refusal(StatusCode::NOT_FOUND, "there is nothing here: a hub's WebSocket has another path")
             };
@@ -90,7 +104,7 @@ impl Opening for Front {
         // The stream as it was, without what hyper wraps around it.
         let parts = upgraded.downcast::<TokioIo<Box<dyn Stream>>>().map_err(|_| "the stream is another")?;
         let socket = WebSocket::of_hub(parts.io.into_inner(), parts.read_buf.to_vec()).await;
-        Ok(Carried { stream: Box::new(socket), local, peer })
+        Ok(Carried { stream: Box::new(socket), kind: CarrierKind::WebSocket, local, peer })
     }
 }
 
@@ -169,7 +183,7 @@ impl Hub {
                 let taken = async {
                     let upgraded: Upgraded = upgrade.await.map_err(text)?;
                     let socket = WebSocket::of_hub(TokioIo::new(upgraded), Vec::new()).await;
-                    let sent = streams.send(Carried::own(socket, peer)).await;
+                    let sent = streams.send(Carried::new(CarrierKind::WebSocket, socket, peer)).await;
                     sent.map_err(|_| "the hub has shut down".to_owned())
                 };
                 let taken = timeout(patience, taken).await.unwrap_or_else(|_| Err("it took too long".into()));

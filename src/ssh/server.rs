@@ -10,7 +10,6 @@ use russh::server::{
     Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session as RusshSession, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Error, Pty, Sig};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -23,6 +22,7 @@ use super::io::TunnelIo;
 use super::key::PublicKey;
 use super::session::{DialBack, Opener, Session, SessionParts, TUNNEL_PATH};
 use super::write_behind::{Carrier, WriteBehind};
+use crate::carrier::{Carried, CarrierKind};
 use crate::close::CloseReason;
 use crate::id::AgentId;
 use crate::incoming::{Acceptor, NotTaken};
@@ -104,16 +104,8 @@ pub(crate) enum Progress {
 /// Serves one connection to its end. Returns early only for one that never authenticated.
 ///
 /// `login` tells how far it has got. Dropping the future ends the session.
-pub(crate) async fn serve<S>(
-    stream: S,
-    local: Option<SocketAddr>,
-    peer: Option<SocketAddr>,
-    door: Arc<Door>,
-    login: watch::Sender<Progress>,
-) -> Result<(), Turned>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub(crate) async fn serve(carried: Carried, door: Arc<Door>, login: watch::Sender<Progress>) -> Result<(), Turned> {
+    let Carried { stream, kind, local, peer } = carried;
     let carrier = Arc::new(Carrier::default());
     let _end = KillOnDrop(carrier.clone());
     let after = door.config.login_timeout;
@@ -126,6 +118,7 @@ where
     let handler = ServerHandler {
         door: door.clone(),
         carrier: carrier.clone(),
+        kind,
         local,
         peer,
         deadline,
@@ -180,6 +173,7 @@ impl Drop for KillOnDrop {
 struct ServerHandler {
     door: Arc<Door>,
     carrier: Arc<Carrier>,
+    kind: CarrierKind,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     /// When the login has to be done.
@@ -360,6 +354,7 @@ impl Handler for ServerHandler {
         let session = Session::new(SessionParts {
             id,
             agent,
+            kind: self.kind,
             local: self.local,
             peer: self.peer,
             carrier: self.carrier.clone(),

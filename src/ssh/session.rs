@@ -18,6 +18,7 @@ use super::io::TunnelIo;
 use super::ledger::{Ledger, Unread, Verdict};
 use super::server::Proof;
 use super::write_behind::Carrier;
+use crate::carrier::CarrierKind;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
 use crate::http2::Connections;
@@ -67,6 +68,7 @@ pub(crate) struct Session {
     /// On a hub: what the agent has proved.
     proof: Option<Box<Proof>>,
     pub(crate) agent: AgentId,
+    pub(crate) kind: CarrierKind,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) since: SystemTime,
@@ -100,6 +102,7 @@ pub(crate) struct Session {
 pub(crate) struct SessionParts {
     pub(crate) id: TunnelId,
     pub(crate) agent: AgentId,
+    pub(crate) kind: CarrierKind,
     pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) carrier: Arc<Carrier>,
@@ -115,6 +118,7 @@ impl Session {
     pub(super) fn new(parts: SessionParts) -> Arc<Self> {
         let SessionParts {
             agent,
+            kind,
             local,
             peer,
             carrier,
@@ -131,6 +135,7 @@ impl Session {
             authority,
             proof,
             agent,
+            kind,
             local,
             peer,
             since: SystemTime::now(),

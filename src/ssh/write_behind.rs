@@ -381,19 +381,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteBehind<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// After a deliberate close, gives the goodbye a moment to leave; after a failure, waits for nothing.
+    /// After a deliberate close, gives the goodbye a moment to leave; after a failure, none but what the stream below needs
+    /// for its own.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.queue.is_empty() && this.carrier.blamed().is_some() && this.check().is_ok() {
-            let goodbye = this.goodbye.get_or_insert_with(|| Box::pin(tokio::time::sleep(GOODBYE)));
-            if goodbye.as_mut().poll(cx).is_pending() {
-                ready!(this.poll_drain(cx))?;
-            }
+        let goodbye = this.goodbye.get_or_insert_with(|| Box::pin(tokio::time::sleep(GOODBYE)));
+        let waits = goodbye.as_mut().poll(cx).is_pending() && this.check().is_ok();
+        if waits && !this.queue.is_empty() && this.carrier.blamed().is_some() {
+            ready!(this.poll_drain(cx))?;
         }
         this.last_words.get_or_insert_with(|| Box::pin(tokio::time::sleep(LAST_WORDS)));
-        // A socket that is gone already needs no shutdown, and what ended the session is known.
-        let _ = ready!(Pin::new(&mut this.io).poll_shutdown(cx));
-        Poll::Ready(Ok(()))
+        // A socket that is gone already needs no shutdown, and what ended the session is known. Streams that are more than a
+        // socket have to write for it, and a peer that takes nothing must not hold them up.
+        match Pin::new(&mut this.io).poll_shutdown(cx) {
+            Poll::Pending if waits => Poll::Pending,
+            _ => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -417,6 +420,16 @@ mod tests {
         let carrier = Arc::new(Carrier::default());
         carrier.authenticated();
         (carrier.clone(), WriteBehind::new(near, carrier, SILENCE))
+    }
+
+    /// What lies below may have to write to shut down, as a WebSocket has; and its peer may take nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_shutdown_waits_for_no_peer() {
+        let (near, _far) = duplex(16);
+        let (_, mut stream) = known_peer(tokio::io::BufWriter::new(near));
+        stream.write_all(&[7; 100]).await.unwrap();
+        let ended = tokio::time::timeout(2 * GOODBYE, stream.shutdown()).await;
+        ended.expect("the peer holds it up").unwrap();
     }
 
     /// As TLS does, what lies below may keep what it was given until it is flushed.
