@@ -102,6 +102,27 @@ async fn quickstart_tells_its_story_and_ends() {
     assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "it leaves files behind");
 }
 
+#[cfg(feature = "websocket")]
+#[tokio::test]
+async fn anywhere_tells_its_story_and_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (status, said) = example("anywhere", dir.path(), &[]).finish().await;
+    assert!(status.success(), "{status}\n{}", said.join("\n"));
+    for part in [
+        "hub: home came by TCP from 127.0.0.1:",
+        "  home   <- Hello hub, this is home",
+        "hub: hotel came by WebSocket from 127.0.0.1:",
+        "  hotel  <- Hello hub, this is hotel",
+        "proxy: passes on to 127.0.0.1:",
+        "hub: office came by TCP from 127.0.0.1:",
+        "  office <- Hello hub, this is office",
+        "hub: stopped",
+    ] {
+        assert!(said.iter().any(|line| line.starts_with(part)), "no {part:?}:\n{}", said.join("\n"));
+    }
+    assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "it leaves files behind");
+}
+
 #[cfg(feature = "gateway")]
 #[tokio::test]
 async fn fleet_tells_its_story_and_ends() {

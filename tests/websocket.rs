@@ -230,7 +230,7 @@ async fn agents_say_what_keeps_them_from_a_hub() {
     tokio::spawn(async move {
         loop {
             let mut stream = answers.accept().await.expect("accept").0;
-            stream.read(&mut [0; 2000]).await.expect("a request");
+            assert!(stream.read(&mut [0; 2000]).await.expect("a request") > 0);
             stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await.expect("answer");
         }
     });
@@ -239,7 +239,7 @@ async fn agents_say_what_keeps_them_from_a_hub() {
     let at = full.local_addr().expect("an address");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = full.accept().await {
-            stream.read(&mut [0; 2000]).await.expect("a request");
+            assert!(stream.read(&mut [0; 2000]).await.expect("a request") > 0);
         }
     });
     for scheme in ["ws", "wss"] {
@@ -352,12 +352,13 @@ async fn middlebox(hub: String) -> (String, mpsc::UnboundedSender<Act>) {
         loop {
             let (mut stream, _) = listener.accept().await.expect("accept");
             if std::mem::take(&mut *refuse.lock().expect("no panic")) {
-                stream.read(&mut [0; 2000]).await.expect("a request");
+                assert!(stream.read(&mut [0; 2000]).await.expect("a request") > 0);
                 let _ = stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await;
                 continue;
             }
             let (hub, acts, refuse) = (hub.clone(), acts.clone(), refuse.clone());
             tokio::spawn(async move {
+                #[allow(clippy::result_large_err)] // the library's own
                 let protocol = |_: &_, mut response: http::Response<()>| {
                     response
                         .headers_mut()

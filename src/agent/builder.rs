@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::backoff::Backoff;
 use super::driver::{self, Connected, Shared, Way};
 use super::error::ConnectError;
-use crate::carrier::{Address, Dialer, Egress, HostPort, Proxy};
+use crate::carrier::{Address, Dialer, Egress, HostPort, Proxy, To};
 use crate::id::AgentId;
 use crate::incoming::Acceptor;
 use crate::labels::{self, Labels};
@@ -204,7 +204,7 @@ impl AgentBuilder {
     /// # Cancel safety
     /// Safe: dropping the future drops the connection.
     pub async fn connect(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
-        let (shared, backoff) = self.to_address(hub.into())?;
+        let (shared, backoff) = self.by_address(hub.into())?;
         connect_now(shared, backoff).await
     }
 
@@ -217,7 +217,7 @@ impl AgentBuilder {
     /// # Cancel safety
     /// Safe: dropping the future gives up.
     pub async fn connect_when_available(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
-        let (shared, mut backoff) = self.to_address(hub.into())?;
+        let (shared, mut backoff) = self.by_address(hub.into())?;
         loop {
             match shared.connect_once(0).await {
                 Ok(connected) => return Ok(start(shared, connected, backoff)),
@@ -276,7 +276,7 @@ impl AgentBuilder {
         connect_now(shared, backoff).await
     }
 
-    fn to_address(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+    fn by_address(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
         let egress = match &self.proxy {
             None => Egress::Environment,
             Some(None) => Egress::Direct,
@@ -288,12 +288,13 @@ impl AgentBuilder {
             let address =
                 Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
             let name = address.name();
-            let dialer = Dialer::To {
+            let to = To {
                 address,
                 egress: egress.clone(),
                 #[cfg(feature = "websocket")]
                 tls_roots: self.tls_roots.clone(),
             };
+            let dialer = Dialer::To(Box::new(to));
             Ok(Way { hub, name, dialer })
         };
         let ways = std::iter::once(hub).chain(self.fallbacks.clone()).map(way);

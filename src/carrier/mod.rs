@@ -108,16 +108,42 @@ type Dial = dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>>
 
 /// How an agent comes by its carriers.
 pub(crate) enum Dialer {
-    To {
-        address: Address,
-        egress: Egress,
-        /// Authorities for TLS, beside the system's.
-        #[cfg(feature = "websocket")]
-        tls_roots: Option<std::path::PathBuf>,
-    },
+    To(Box<To>),
     With(Box<Dial>),
     /// One stream, and so one tunnel.
     Once(Mutex<Option<Box<dyn Stream>>>),
+}
+
+/// A hub, and the way out to it.
+pub(crate) struct To {
+    pub(crate) address: Address,
+    pub(crate) egress: Egress,
+    /// Authorities for TLS, beside the system's.
+    #[cfg(feature = "websocket")]
+    pub(crate) tls_roots: Option<std::path::PathBuf>,
+}
+
+impl To {
+    async fn dial(&self, timeout: Duration) -> Result<Carried, DialFailure> {
+        #[cfg(feature = "websocket")]
+        let tls_roots = self.tls_roots.as_deref();
+        match &self.address {
+            Address::Tcp(to) => {
+                let dialled = self.egress.dial(
+                    to,
+                    Purpose::Ssh,
+                    #[cfg(feature = "websocket")]
+                    tls_roots,
+                    timeout,
+                );
+                dialled.await
+            }
+            #[cfg(unix)]
+            Address::Unix(path) => unix::dial(path, timeout).await,
+            #[cfg(feature = "websocket")]
+            Address::WebSocket(url) => websocket::dial(url, &self.egress, tls_roots, timeout).await,
+        }
+    }
 }
 
 impl Dialer {
@@ -143,27 +169,7 @@ impl Dialer {
 
     pub(crate) async fn dial(&self, timeout: Duration) -> Result<Carried, DialFailure> {
         match self {
-            Self::To {
-                address,
-                egress,
-                #[cfg(feature = "websocket")]
-                tls_roots,
-            } => match address {
-                Address::Tcp(to) => {
-                    let dialled = egress.dial(
-                        to,
-                        Purpose::Ssh,
-                        #[cfg(feature = "websocket")]
-                        tls_roots.as_deref(),
-                        timeout,
-                    );
-                    dialled.await
-                }
-                #[cfg(unix)]
-                Address::Unix(path) => unix::dial(path, timeout).await,
-                #[cfg(feature = "websocket")]
-                Address::WebSocket(url) => websocket::dial(url, egress, tls_roots.as_deref(), timeout).await,
-            },
+            Self::To(to) => to.dial(timeout).await,
             Self::With(dial) => match tokio::time::timeout(timeout, dial()).await {
                 Ok(Ok(stream)) => Ok(Carried::new(CarrierKind::Stream, stream, None)),
                 Ok(Err(error)) => Err(DialFailure::Connect(error)),

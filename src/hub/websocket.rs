@@ -43,7 +43,7 @@ impl Front {
 
     /// Where a request comes from that a trusted proxy passed on: each proxy adds where it got it from at the end. None if
     /// that is a trusted proxy itself. `Err` if it makes no sense.
-    fn forwarded_for(&self, headers: &HeaderMap) -> Result<Option<SocketAddr>, Response<String>> {
+    fn forwarded_for(&self, headers: &HeaderMap) -> Result<Option<SocketAddr>, &'static str> {
         // A client may have put any bytes before.
         let lists: Vec<_> =
             headers.get_all(FORWARDED_FOR).iter().map(|list| String::from_utf8_lossy(list.as_bytes())).collect();
@@ -53,7 +53,7 @@ impl Front {
             match address.or_else(|| text.parse().ok()) {
                 Some(address) if self.trusts(Some(address)) => {}
                 Some(address) => return Ok(Some(address)),
-                None => return Err(refusal(StatusCode::BAD_REQUEST, "the last of X-Forwarded-For is no address")),
+                None => return Err("the last of X-Forwarded-For is no address"),
             }
         }
         Ok(None)
@@ -81,7 +81,7 @@ impl Opening for Front {
             let response = if request.uri().path() == self.path {
                 let forwarded = if through_proxy { self.forwarded_for(request.headers()) } else { Ok(None) };
                 match forwarded {
-                    Err(refusal) => refusal,
+                    Err(why) => refusal(StatusCode::BAD_REQUEST, why),
                     Ok(forwarded) => {
                         let (response, upgraded) = answer(&mut request);
                         let upgraded = upgraded.map(|upgrade| (upgrade, forwarded.or(peer)));
