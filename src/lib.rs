@@ -94,6 +94,12 @@
 //! A call to an agent that is away fails at once and says since when, or waits ([`TunnelChannel::wait_for_ready`]).
 //! [`HubBuilder::no_reverse`] makes a hub that only serves.
 //!
+//! # Carrier
+//! A carrier is the byte stream under a tunnel. The agent says by a URL which it wants ([`AgentBuilder::connect`]), of several
+//! [in turn](AgentBuilder::fallback), through a [proxy](AgentBuilder::proxy) if need be, or brings streams of its own
+//! ([`AgentBuilder::connect_with`]); the hub [listens](Hub::listen) for each, or is [handed](Hub::accept_stream) what a server
+//! of yours has accepted. SSH authenticates and encrypts on all of them. [`TunnelInfo::carrier`] says what a tunnel runs over.
+//!
 //! # Channel
 //! A channel is one byte stream inside a tunnel and carries one HTTP/2 connection, so any number of calls. On the wire it
 //! is OpenSSH's forwarding of the path `/grpc-tunnel`: the agent sends `streamlocal-forward@openssh.com`, the hub opens
@@ -184,6 +190,7 @@
 //! | `aws-lc-rs` | yes | [AWS-LC](https://docs.rs/aws-lc-rs) for the cryptography of SSH and TLS: constantly maintained, fastest on servers with AVX-512 or Arm Neoverse; TLS has post-quantum key exchange only with it |
 //! | `ring` | no | [ring](https://docs.rs/ring) instead, if `aws-lc-rs` is off: builds for more machines, and is faster where a CPU has VAES without AVX-512, as AMD's Zen 3. One of the two is needed |
 //! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call |
+//! | `websocket` | no | `ws://` and `wss://` hubs ([`Hub::listen`], `Hub::listen_tls`, `Hub::accept_websocket`), and proxies that are spoken to over TLS |
 //! | `rsa` | no | RSA keys of agents and hubs, with SHA-2 signatures only. The `rsa` crate has an unfixed timing side channel ([RUSTSEC-2023-0071](https://rustsec.org/advisories/RUSTSEC-2023-0071.html)) |
 
 mod agent;
