@@ -16,7 +16,7 @@ use crate::carrier::{Address, Dialer, Egress, HostPort, Proxy, To};
 use crate::id::AgentId;
 use crate::incoming::Acceptor;
 use crate::labels::{self, Labels};
-use crate::ssh::{ForwardRequest, HostKeys, Identity, Login, RENEW_AFTER, TunnelConfig};
+use crate::ssh::{DialBack, ForwardRequest, HostKeys, Identity, Login, RENEW_AFTER, TunnelConfig};
 
 /// A hub allows an agent twice as many, for those that are being renewed.
 const TUNNELS_MAX: u16 = 8;
@@ -32,6 +32,7 @@ pub struct AgentBuilder {
     backoff: Backoff,
     renew_after: u64,
     labels: Vec<(String, String)>,
+    remote: Option<String>,
     fallbacks: Vec<String>,
     /// None for what the environment says, and none within for no proxy at all.
     proxy: Option<Option<String>>,
@@ -52,6 +53,7 @@ impl Agent {
             backoff: Backoff::default(),
             renew_after: RENEW_AFTER,
             labels: Vec::new(),
+            remote: None,
             fallbacks: Vec::new(),
             proxy: None,
             #[cfg(feature = "websocket")]
@@ -143,6 +145,20 @@ impl AgentBuilder {
     /// that goes through: each is a tunnel of its own, and a hub spreads its calls over all of them.
     pub fn tunnels(mut self, tunnels: u16) -> Self {
         self.tunnels = tunnels.clamp(1, TUNNELS_MAX);
+        self
+    }
+
+    /// For a cloud that runs a stock `sshd` and no hub: what it is to listen on for this agent. Any gRPC client there dials
+    /// that: `unix:/run/tunnels/laptop-1.sock`, or `tcp:50051` (`tcp:ADDRESS:PORT`) on an address that `GatewayPorts` allows.
+    /// The agent's id is the name of its account. Each connection of a client is a channel, and [`Agent::incoming`] serves
+    /// it; calls the other way need a hub.
+    ///
+    /// Set `StreamLocalBindUnlink yes` in the server's `sshd_config`: without it, the socket that a lost connection leaves
+    /// behind keeps the agent from coming back.
+    ///
+    /// [`Agent::incoming`]: crate::Agent::incoming
+    pub fn remote(mut self, listen: impl Into<String>) -> Self {
+        self.remote = Some(listen.into());
         self
     }
 
@@ -312,6 +328,15 @@ impl AgentBuilder {
         for (name, value) in self.labels {
             labels::add(&mut labels, name, value)?;
         }
+        let remote = match self.remote {
+            Some(given) => match DialBack::parse(&given) {
+                Ok(remote) => Some(remote),
+                Err(why) => return Err(ConnectError::InvalidRemote { given, why }),
+            },
+            None => None,
+        };
+        // A server listens once.
+        let tunnels = if remote.is_some() { 1 } else { self.tunnels };
         let login = Login {
             host_keys: self.host_keys.ok_or(ConnectError::NoHostKeys)?,
             identity: self.identity,
@@ -319,9 +344,10 @@ impl AgentBuilder {
             acceptor: Arc::new(Acceptor::new()),
             forward: self.forward,
             labels,
+            remote,
             instance: rand::random(),
         };
-        Ok((Arc::new(Shared::new(id, login, ways, self.renew_after, self.tunnels)), self.backoff))
+        Ok((Arc::new(Shared::new(id, login, ways, self.renew_after, tunnels)), self.backoff))
     }
 }
 

@@ -144,6 +144,24 @@ pub enum ConnectError {
         /// The hub.
         hub: String,
     },
+    /// The text is nothing that a server could listen on.
+    #[error("`{}` is not what a server can listen on: {why}", .given.escape_debug())]
+    InvalidRemote {
+        /// What was given.
+        given: String,
+        /// How to write it.
+        why: &'static str,
+    },
+    /// The server let the agent in but does not listen where it was asked to.
+    #[error(
+        "{hub} refused to listen on {remote}: may this user do that there (sshd: AllowStreamLocalForwarding, AllowTcpForwarding, permitlisten), and is it free? For a socket that an earlier connection left behind, set `StreamLocalBindUnlink yes` in sshd_config"
+    )]
+    RemoteRefused {
+        /// The server.
+        hub: String,
+        /// What it was asked for.
+        remote: String,
+    },
     /// The hub ended the connection, and said why.
     #[error("{hub} ended the connection: {message}")]
     Disconnected {
@@ -195,7 +213,10 @@ impl ConnectError {
             LoginError::NotStrict => Self::NotStrict { hub },
             LoginError::HostKey(source) => Self::HostKey { hub, source: Box::new(source) },
             LoginError::Auth(source) => Self::Auth { hub, user: user.to_owned(), source: Box::new(source) },
-            LoginError::ForwardRefused => Self::ForwardRefused { hub },
+            LoginError::ForwardRefused { remote: None } => Self::ForwardRefused { hub },
+            LoginError::ForwardRefused { remote: Some(remote) } => {
+                Self::RemoteRefused { hub, remote: remote.to_string() }
+            }
             LoginError::Disconnected { message } => Self::Disconnected { hub, message },
             LoginError::TimedOut { step, after } => Self::TimedOut { hub, step, after },
             LoginError::Failed { step, source } => Self::Failed { hub, step, source: Box::new(source) },

@@ -33,6 +33,8 @@ pub(crate) struct Login {
     pub(crate) forward: ForwardRequest,
     /// What the agent says of itself.
     pub(crate) labels: Labels,
+    /// What a stock server is to listen on, in place of the tunnel's path.
+    pub(crate) remote: Option<DialBack>,
     /// Which agent process this is, among those that the same key may start.
     pub(crate) instance: u64,
 }
@@ -57,7 +59,7 @@ pub(crate) enum LoginError {
     NotStrict,
     HostKey(HostKeyError),
     Auth(AuthError),
-    ForwardRefused,
+    ForwardRefused { remote: Option<DialBack> },
     Disconnected { message: String },
     TimedOut { step: &'static str, after: Duration },
     Failed { step: &'static str, source: Error },
@@ -76,7 +78,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let session = Session::new(parts);
-    session.set_dial_back(DialBack::Path(labels::write(TUNNEL_PATH, &login.labels).into()));
+    let path = || DialBack::Path(labels::write(TUNNEL_PATH, &login.labels).into());
+    session.set_dial_back(login.remote.clone().unwrap_or_else(path));
     let carrier = session.carrier.clone();
     let mut guard = KillOnDrop(Some(carrier.clone()));
     let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence()));
@@ -145,11 +148,22 @@ where
     }
 
     let step = "forward request";
-    let offered = timeout_at(deadline, handle.streamlocal_forward(session.path())).await;
+    let offer = async {
+        match session.dial_back() {
+            Some(DialBack::Port { address, port }) => {
+                let given = handle.tcpip_forward(&**address, *port).await?;
+                let port = if given == 0 { *port } else { given };
+                session.span.in_scope(|| tracing::info!(address = &**address, port, "the server listens"));
+                Ok(())
+            }
+            _ => handle.streamlocal_forward(session.path()).await,
+        }
+    };
+    let offered = timeout_at(deadline, offer).await;
     match offered.map_err(timed_out(step))? {
         Ok(()) => {}
         Err(Error::RequestDenied) if login.forward == ForwardRequest::Optional => {}
-        Err(Error::RequestDenied) => return Err(LoginError::ForwardRefused),
+        Err(Error::RequestDenied) => return Err(LoginError::ForwardRefused { remote: login.remote.clone() }),
         Err(error) => {
             // A hub that refuses the tunnel says why and disconnects: let that arrive.
             let _ = timeout_at(deadline, session.closed()).await;
@@ -317,17 +331,23 @@ impl Handler for ClientHandler {
 
     // russh accepts all of the following by default.
 
+    /// The server may write the address in another way than it was asked for; the port is its own choice if it was 0.
     async fn server_channel_open_forwarded_tcpip(
         &mut self,
-        _: Channel<Msg>,
+        channel: Channel<Msg>,
         _: &str,
-        _: u32,
+        port: u32,
         _: &str,
         _: u32,
         reply: ChannelOpenHandle,
         _: &mut RusshSession,
     ) -> Result<(), Error> {
-        self.reject("forwarded-tcpip", reply, ChannelOpenFailure::AdministrativelyProhibited).await;
+        match self.session.dial_back() {
+            Some(DialBack::Port { port: wanted, .. }) if *wanted == port || *wanted == 0 => {
+                self.accept(channel, reply).await;
+            }
+            _ => self.reject("forwarded-tcpip", reply, ChannelOpenFailure::AdministrativelyProhibited).await,
+        }
         Ok(())
     }
 

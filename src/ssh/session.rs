@@ -47,11 +47,37 @@ pub(crate) const CLOSED_CHANNELS_MAX: u64 = 4 * RENEW_AFTER;
 
 /// What an agent asked its hub to forward, and so what the hub names when it dials back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum DialBack {
+pub(crate) enum DialBack {
     /// [`TUNNEL_PATH`], which may have labels behind it (OpenSSH PROTOCOL §2.4).
     Path(Box<str>),
     /// For clients that forward ports alone (RFC 4254 §7.1). The hub listens on none.
     Port { address: Box<str>, port: u32 },
+}
+
+impl DialBack {
+    /// What an agent has a stock server listen on: `unix:/path`, `tcp:port` or `tcp:address:port`. `Err` tells how to write
+    /// one.
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        const HOW: &str = "write unix:/run/tunnels/laptop-1.sock, tcp:50051 or tcp:127.0.0.1:50051";
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.starts_with('/') && !path.contains('\0') { Ok(Self::Path(path.into())) } else { Err(HOW) };
+        }
+        let at = text.strip_prefix("tcp:").ok_or(HOW)?;
+        let (address, port) = at.rsplit_once(':').unwrap_or(("localhost", at));
+        let address = address.trim_start_matches('[').trim_end_matches(']');
+        let port: u16 = port.parse().map_err(|_| HOW)?;
+        Ok(Self::Port { address: address.into(), port: port.into() })
+    }
+}
+
+impl fmt::Display for DialBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "unix:{path}"),
+            Self::Port { address, port } => write!(f, "tcp:{address}:{port}"),
+        }
+    }
 }
 
 /// How a session's channels are opened, by side.
@@ -376,8 +402,14 @@ impl Session {
     /// On an agent: asks the hub to open no more channels, and waits a moment for its answer.
     pub(crate) async fn take_no_calls(&self, limit: Duration) {
         if let Some(Opener::Client(handle)) = self.opener.get() {
+            let cancelled = async {
+                match self.dial_back() {
+                    Some(DialBack::Port { address, port }) => handle.cancel_tcpip_forward(&**address, *port).await,
+                    _ => handle.cancel_streamlocal_forward(self.path()).await,
+                }
+            };
             // A hub that does not answer learns of it from the channels that are refused.
-            let _ = tokio::time::timeout(limit.min(GOODBYE), handle.cancel_streamlocal_forward(self.path())).await;
+            let _ = tokio::time::timeout(limit.min(GOODBYE), cancelled).await;
         }
     }
 

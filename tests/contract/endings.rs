@@ -19,11 +19,11 @@ const LONG: Duration = Duration::from_secs(60);
 
 pub async fn vanished_peer_fails_calls_in_flight(way: Way) {
     let mut line = way.start_with(Rig::builder().proxy()).await;
-    let tunnel = line.rig.hub.wait_for(AGENT).await.expect("the agent is there");
+    let tunnel = line.rig().hub.wait_for(AGENT).await.expect("the agent is there");
     let mut disconnected = tunnel.disconnected();
     let mut stream = hanging(&mut line).await;
 
-    line.rig.proxy().cut(Cut::Reset);
+    line.rig().proxy().cut(Cut::Reset);
 
     let status = soon("the status", stream.message()).await.expect_err("a status");
     let gone = soon("the word", disconnected.wait_for(Option::is_some)).await.expect("the hub lives").clone();
@@ -34,7 +34,7 @@ pub async fn vanished_peer_fails_calls_in_flight(way: Way) {
 
 pub async fn agent_shutdown_lets_calls_finish(way: Way) {
     let line = way.start().await;
-    let Line { rig, client, .. } = line;
+    let (rig, client, _way) = line.into_parts();
     let call = chat(client).await;
     let finish = call.finish_once(|| async { is_shut(rig.agent.connector().dial().await) });
 
@@ -46,7 +46,7 @@ pub async fn agent_shutdown_lets_calls_finish(way: Way) {
 
 pub async fn hub_shutdown_lets_calls_finish(way: Way) {
     let line = way.start().await;
-    let Line { rig, client, .. } = line;
+    let (rig, client, _way) = line.into_parts();
     let connector = rig.hub.connector(AGENT).expect("an id");
     let call = chat(client).await;
     let finish = call.finish_once(|| async { is_shut(connector.dial().await) });
@@ -61,7 +61,7 @@ pub async fn end_of_grace_cuts_calls_off(way: Way) {
         let mut line = way.start().await;
         let mut stream = hanging(&mut line).await;
 
-        soon("the shutdown", end.shutdown(&line.rig.agent, &line.rig.hub, Duration::from_millis(100))).await;
+        soon("the shutdown", end.shutdown(&line.rig().agent, &line.rig().hub, Duration::from_millis(100))).await;
 
         let status = soon("the status", stream.message()).await.expect_err("a status");
         if way != Way::Dialled {
@@ -74,7 +74,7 @@ pub async fn second_shutdown_cuts_calls_off(way: Way) {
     for end in [End::Agent, End::Hub] {
         let mut line = way.start().await;
         let mut stream = hanging(&mut line).await;
-        let Rig { agent, hub, .. } = &line.rig;
+        let Rig { agent, hub, .. } = line.rig();
         let connector = hub.connector(AGENT).expect("an id");
         let second = async {
             while !match end {
@@ -97,7 +97,7 @@ pub async fn calls_after_shutdown_are_unavailable(way: Way) {
         let mut line = way.start().await;
         soon("a call", line.client.unary(payload("before"))).await.expect("an answer");
 
-        soon("the shutdown", end.shutdown(&line.rig.agent, &line.rig.hub, Duration::from_millis(100))).await;
+        soon("the shutdown", end.shutdown(&line.rig().agent, &line.rig().hub, Duration::from_millis(100))).await;
 
         let status = soon("the refusal", line.client.unary(payload("after"))).await.expect_err("no tunnel");
         if way != Way::Dialled {

@@ -1,0 +1,198 @@
+//! An agent that dials a stock OpenSSH server: no code of ours in the cloud.
+
+#![cfg(unix)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::echo::{Echo, client, pattern, payload};
+use common::peers::{Peer, find_program, require_program, ssh_keygen};
+use common::rig::{serve, soon};
+use dialback::{Agent, AgentBuilder, ConnectError, HostKeys, PrivateKey};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::process::Command;
+use tonic::transport::{Channel, Endpoint};
+
+/// A cloud with sshd, and an agent's key that it knows.
+struct Cloud {
+    dir: tempfile::TempDir,
+    key: PathBuf,
+    user: String,
+    port: u16,
+    sshd: Peer,
+}
+
+impl Cloud {
+    /// `None` if the test is to be skipped.
+    async fn start(options: &str) -> Option<Self> {
+        if !require_program("sshd") || !require_program("ssh-keygen") {
+            return None;
+        }
+        // An sshd of root's wants this, and Debian makes it when its own is started.
+        let _ = std::fs::create_dir("/run/sshd"); // it may be there, or this not be root
+        let dir = tempfile::tempdir().expect("a directory");
+        let (key, public) = ssh_keygen(dir.path(), "id", "ed25519");
+        ssh_keygen(dir.path(), "host", "ed25519");
+        std::fs::write(dir.path().join("authorized_keys"), public + "\n").expect("write");
+        let user = std::process::Command::new("id").arg("-un").output().expect("id runs").stdout;
+        let user = String::from_utf8(user).expect("UTF-8").trim().to_owned();
+        let (sshd, port) = run_sshd(dir.path(), options).await;
+        Some(Self { dir, key, user, port, sshd })
+    }
+
+    /// Kills what the server has started for its connections, so that it cleans up nothing.
+    fn kill_connections(&self) {
+        let mut family = vec![self.sshd.id().expect("it runs")];
+        let parent_of = |process: u32| -> Option<u32> {
+            let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+            stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+        };
+        let processes = std::fs::read_dir("/proc")
+            .expect("/proc")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let mut processes: Vec<u32> = processes.collect();
+        processes.sort_unstable(); // parents come first
+        for process in processes {
+            if parent_of(process).is_some_and(|parent| family.contains(&parent)) {
+                family.push(process);
+            }
+        }
+        assert!(family.len() > 1, "there is no connection");
+        let kill = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -9 {}", family[1..].iter().map(u32::to_string).collect::<Vec<_>>().join(" ")))
+            .status();
+        assert!(kill.expect("kill runs").success());
+    }
+
+    fn agent(&self) -> AgentBuilder {
+        let host = std::fs::read_to_string(self.dir.path().join("host.pub")).expect("a host key");
+        let pause = Duration::from_millis(50);
+        Agent::builder(&self.user, PrivateKey::from_file(&self.key).expect("a key"))
+            .host_keys(HostKeys::public_key(host.parse().expect("a key")))
+            .backoff(pause, pause, Duration::from_secs(60))
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("laptop-1.sock")
+    }
+}
+
+/// On a port that was free a moment ago.
+async fn run_sshd(dir: &Path, options: &str) -> (Peer, u16) {
+    for _ in 0..5 {
+        let port = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("an address").port();
+        let config = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
+             StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n\
+             PidFile none\n{options}\n",
+            dir = dir.display()
+        );
+        std::fs::write(dir.join("sshd_config"), config).expect("write");
+        let mut command = Command::new(find_program("sshd").expect("it is there"));
+        let mut peer = Peer::start(command.arg("-D").arg("-e").arg("-f").arg(dir.join("sshd_config")));
+        let listening = tokio::time::timeout(Duration::from_secs(5), peer.line("Server listening on"));
+        if listening.await.is_ok() {
+            return (peer, port);
+        }
+    }
+    panic!("sshd does not start");
+}
+
+/// An ordinary gRPC client in the cloud.
+async fn dial_socket(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://laptop-1").connect_with_connector(connector).await
+}
+
+async fn assert_answers(channel: Channel) {
+    let mut echo = client(channel);
+    for size in [0, 100, 1 << 20] {
+        let sent = pattern(5, size);
+        let answer = soon("an answer", echo.unary(payload(sent.clone()))).await.expect("an answer");
+        assert!(answer.into_inner().data == sent, "{size} bytes came back changed");
+    }
+}
+
+#[tokio::test]
+async fn any_client_in_the_cloud_dials_a_socket_of_sshds() {
+    let Some(cloud) = Cloud::start("StreamLocalBindUnlink yes").await else { return };
+    let socket = cloud.socket();
+    let agent = cloud.agent().remote(format!("unix:{}", socket.display())).tunnels(4);
+    let agent = agent.connect(cloud.address()).await.expect("connect");
+    serve(&Echo::default(), agent.incoming());
+    assert_answers(dial_socket(socket.clone()).await.expect("dial")).await;
+    assert_answers(dial_socket(socket.clone()).await.expect("dial again")).await;
+
+    // The server's processes for this connection die, and its socket stays.
+    let mut status = agent.status();
+    cloud.kill_connections();
+    soon("the loss", status.wait_for(|status| !status.is_connected())).await.expect("an agent");
+    assert!(socket.exists(), "nothing stale to replace");
+    soon("the return", status.wait_for(dialback::AgentStatus::is_connected)).await.expect("an agent");
+    assert_answers(dial_socket(socket.clone()).await.expect("dial")).await;
+
+    agent.shutdown(Duration::from_secs(2)).await;
+    soon("the socket's end", async {
+        while dial_socket(socket.clone()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let Some(careful) = Cloud::start("").await else { return };
+    let in_the_way = careful.dir.path().join("host.pub");
+    let refused = careful.agent().remote(format!("unix:{}", in_the_way.display()));
+    let error = refused.connect(careful.address()).await.expect_err("a file is in the way");
+    assert!(matches!(error, ConnectError::RemoteRefused { .. }), "{error:?}");
+    assert!(error.to_string().contains("StreamLocalBindUnlink"), "{error}");
+}
+
+#[tokio::test]
+async fn any_client_in_the_cloud_dials_a_port_of_sshds() {
+    let Some(cloud) = Cloud::start("").await else { return };
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = free.local_addr().expect("an address").port();
+    drop(free);
+    for remote in [format!("tcp:{port}"), format!("tcp:127.0.0.1:{port}")] {
+        let agent = cloud.agent().remote(&remote).connect(cloud.address()).await.expect("connect");
+        serve(&Echo::default(), agent.incoming());
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL");
+        assert_answers(endpoint.connect().await.expect("dial")).await;
+        agent.shutdown(Duration::from_secs(2)).await;
+        soon("the port's end", async {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+    let any = cloud.agent().remote("tcp:0").connect(cloud.address()).await.expect("a port of sshd's choice");
+    assert!(any.status().borrow().is_connected());
+}
+
+#[tokio::test]
+async fn what_sshd_refuses_is_told_with_what_to_do() {
+    let Some(cloud) = Cloud::start("AllowStreamLocalForwarding no\nAllowTcpForwarding no").await else { return };
+    for remote in [format!("unix:{}", cloud.socket().display()), "tcp:50051".into()] {
+        let error = cloud.agent().remote(&remote).connect(cloud.address()).await.expect_err("refused");
+        assert!(matches!(error, ConnectError::RemoteRefused { .. }), "{error:?}");
+        assert!(error.to_string().contains("AllowStreamLocalForwarding"), "{error}");
+    }
+    // Not a hub, and not told to be anything else.
+    let error = cloud.agent().connect(cloud.address()).await.expect_err("refused");
+    assert!(matches!(error, ConnectError::ForwardRefused { .. }), "{error:?}");
+    for bad in ["", "50051", "unix:", "unix:relative", "tcp:", "tcp:x", "tcp:1:2:x", "/run/socket"] {
+        let error = cloud.agent().remote(bad).connect(cloud.address()).await.expect_err(bad);
+        assert!(matches!(&error, ConnectError::InvalidRemote { given, .. } if given == bad), "{bad}: {error:?}");
+    }
+}
