@@ -153,6 +153,9 @@ impl AgentBuilder {
     /// The agent's id is the name of its account. Each connection of a client is a channel, and [`Agent::incoming`] serves
     /// it; calls the other way need a hub.
     ///
+    /// The account has to be able to write the socket's directory, and sshd makes sockets for the account alone unless its
+    /// `StreamLocalBindMask` says otherwise. Labels and [`tunnels`](AgentBuilder::tunnels) mean nothing there.
+    ///
     /// Set `StreamLocalBindUnlink yes` in the server's `sshd_config`: without it, the socket that a lost connection leaves
     /// behind keeps the agent from coming back.
     ///
@@ -183,7 +186,7 @@ impl AgentBuilder {
     /// The proxy on the way out: `http://proxy:3128` (CONNECT), `https://…` (the same over TLS, feature `websocket`) or
     /// `socks5://…`, with `USER:PASSWORD@` before the name if it asks for them. The proxy looks the hub's name up.
     ///
-    /// Default: what the environment says at each dial, as for curl: `HTTPS_PROXY` for `wss://`, `HTTP_PROXY` for `ws://`,
+    /// Default: what the environment says at each dial, in capitals or not: `HTTPS_PROXY` for `wss://`, `HTTP_PROXY` for `ws://`,
     /// and for these and all else `ALL_PROXY`; but none for the names, domains and networks in `NO_PROXY`. A Unix socket and
     /// streams of your own need none.
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
@@ -214,6 +217,9 @@ impl AgentBuilder {
     /// | `wss://hub.example.com/tunnel`, `ws://…` | a WebSocket, with TLS and without (feature `websocket`) |
     /// | `unix:/run/hub.sock` | a Unix socket of this machine; `known_hosts` knows its hub as `localhost` |
     ///
+    /// `known_hosts` has a hub by the host and port of its URL, as ssh would: `[hub.example.com]:2222`, `[hub.example.com]:443` for
+    /// `wss://hub.example.com`.
+    ///
     /// # Errors
     /// [`ConnectError`] says what is misconfigured or unreachable, and what to do.
     ///
@@ -235,14 +241,16 @@ impl AgentBuilder {
     pub async fn connect_when_available(self, hub: impl Into<String>) -> Result<Agent, ConnectError> {
         let (shared, mut backoff) = self.by_address(hub.into())?;
         loop {
-            match shared.connect_once(0).await {
+            match shared.connect_any(0).await {
                 Ok(connected) => return Ok(start(shared, connected, backoff)),
-                Err(error) if error.is_transient() => {
+                // What lasts on one way may be cured on another.
+                Err(errors) if errors.iter().any(ConnectError::is_transient) => {
+                    let error = driver::most_telling(errors);
                     let wait = backoff.next(rand::random());
                     tracing::info!(error = &error as &dyn std::error::Error, ?wait, "the hub is not there yet");
                     tokio::time::sleep(wait).await;
                 }
-                Err(error) => return Err(error),
+                Err(errors) => return Err(driver::most_telling(errors)),
             }
         }
     }

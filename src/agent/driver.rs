@@ -17,7 +17,7 @@ use crate::carrier::{Carried, DialFailure, Dialer, HostPort, ProxyFailure};
 use crate::close::CloseReason;
 use crate::connector::{DialError, Found, Route};
 use crate::id::AgentId;
-use crate::ssh::{self, Login, Session, SessionParts};
+use crate::ssh::{self, LoggedIn, Login, Session, SessionParts};
 use crate::tunnel::TunnelId;
 
 /// How long a tunnel that was renewed may finish its calls.
@@ -191,27 +191,43 @@ impl Shared {
 
     /// One attempt by each way, until one works: the one that worked last comes first, and each has a head start.
     pub(super) async fn connect_once(self: &Arc<Self>, slot: u16) -> Result<Connected, ConnectError> {
+        self.connect_any(slot).await.map_err(most_telling)
+    }
+
+    /// The same, with what is wrong with each way.
+    pub(super) async fn connect_any(self: &Arc<Self>, slot: u16) -> Result<Connected, Vec<ConnectError>> {
         let favourite = self.favourite.load(Ordering::Relaxed);
-        let others = (0..self.ways.len()).filter(|way| *way != favourite);
-        let attempts = std::iter::once(favourite).chain(others).map(|way| {
-            let shared = self.clone();
-            async move { shared.connect_by(way, slot).await.map(|session| Connected { session, way }) }
-        });
-        match race(attempts, HEAD_START).await {
-            Ok(connected) => {
-                self.favourite.store(connected.way, Ordering::Relaxed);
-                Ok(connected)
-            }
-            // What time does not cure is what the user wants to know.
-            Err(mut errors) => {
-                let lasting = errors.iter().position(|error| !error.is_transient()).unwrap_or(0);
-                if errors.is_empty() { Err(ConnectError::Stopped) } else { Err(errors.swap_remove(lasting)) }
+        let mut ways: Vec<usize> = (0..self.ways.len()).collect();
+        ways.sort_by_key(|way| *way != favourite);
+        let mut errors = Vec::new();
+        while !ways.is_empty() {
+            let attempts = ways.iter().map(|&way| {
+                let shared = self.clone();
+                async move { shared.log_in_by(way, slot).await.map(|logged_in| (logged_in, way)) }
+            });
+            match race(attempts, HEAD_START).await {
+                // Only the first makes the offer: a hub, or a stock server, could take the second's for the agent's return.
+                Ok((logged_in, way)) => match logged_in.offer(&self.login).await {
+                    Ok(session) => {
+                        self.favourite.store(way, Ordering::Relaxed);
+                        return Ok(Connected { session, way });
+                    }
+                    Err(error) => {
+                        errors.push(ConnectError::from_login(error, &self.ways[way].hub, self.id.as_str()));
+                        ways.retain(|other| *other != way);
+                    }
+                },
+                Err(more) => {
+                    errors.extend(more);
+                    break;
+                }
             }
         }
+        Err(errors)
     }
 
     /// Resolves, dials, logs in.
-    async fn connect_by(&self, way: usize, slot: u16) -> Result<Arc<Session>, ConnectError> {
+    async fn log_in_by(&self, way: usize, slot: u16) -> Result<LoggedIn, ConnectError> {
         let Way { hub, name, dialer } = &self.ways[way];
         let timeout = self.login.config.login_timeout;
         let Carried { stream, kind, local, peer } = dialer.dial(timeout).await.map_err(|failure| match failure {
@@ -243,9 +259,15 @@ impl Shared {
             proof: None,
             span: tracing::info_span!("tunnel", agent = %self.id, %id, ?peer),
         };
-        let session = ssh::connect(stream, parts, &self.login, name, slot).await;
-        session.map_err(|error| ConnectError::from_login(error, hub, self.id.as_str()))
+        let logged_in = ssh::connect(stream, parts, &self.login, name, slot).await;
+        logged_in.map_err(|error| ConnectError::from_login(error, hub, self.id.as_str()))
     }
+}
+
+/// Of what is wrong with each way, what time does not cure: that is what a user wants to know.
+pub(super) fn most_telling(mut errors: Vec<ConnectError>) -> ConnectError {
+    let lasting = errors.iter().position(|error| !error.is_transient()).unwrap_or(0);
+    if errors.is_empty() { ConnectError::Stopped } else { errors.swap_remove(lasting) }
 }
 
 impl Shared {
@@ -339,6 +361,11 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
             }
             () = worn_out(&session, renew_at) => {
                 let under_way = Renewing::begin(&shared.renewing);
+                // A stock server listens for one at a time, so there is a gap.
+                let gives_way = shared.login.remote.is_some();
+                if gives_way {
+                    session.take_no_calls(RENEWED_TURN).await;
+                }
                 let renewed = tokio::select! {
                     () = shared.stopped() => return,
                     // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
@@ -353,10 +380,19 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
                         adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
                         // When the agent stops, this ends, and what is still being drained is the agent's to close.
-                        draining.spawn(async move { old.drain_and_be_closed(RENEWED_DRAIN, RENEWED_TURN, CloseReason::Replaced).await });
+                        draining.spawn(async move {
+                            // Another hub than the new one's does not know.
+                            old.take_no_calls(RENEWED_TURN).await;
+                            old.drain_and_be_closed(RENEWED_DRAIN, RENEWED_TURN, CloseReason::Replaced).await;
+                        });
                     }
                     Err(error) => {
                         tracing::warn!(agent = %shared.id, error = &error as &dyn std::error::Error, "tunnel not renewed");
+                        if gives_way {
+                            // Nobody can dial it any more.
+                            session.close(CloseReason::Replaced);
+                            continue;
+                        }
                         // The old one still works; ask again after as many channels, and not at once.
                         renew_at = session.closed_channels() + shared.renew_after;
                         // A tunnel that is lost meanwhile is not made to wait.

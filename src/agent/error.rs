@@ -202,6 +202,8 @@ impl ConnectError {
                 | Self::Disconnected { .. }
                 | Self::Failed { .. }
                 | Self::Proxy { is_transient: true, .. }
+                // An earlier connection may still hold it.
+                | Self::RemoteRefused { .. }
         )
     }
 

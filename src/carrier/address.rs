@@ -83,7 +83,9 @@ impl Address {
     /// As [`parse`](Self::parse), for those who dial: port 0 is none.
     pub(crate) fn parse_to_dial(text: &str) -> Result<Self, &'static str> {
         match Self::parse(text)? {
-            address if address.name().port == 0 => Err("there is no port 0"),
+            address if address.name().port == 0 => {
+                Err("there is no port 0: write host:port, such as hub.example.com:2222")
+            }
             address => Ok(address),
         }
     }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 /// Starts the attempts in turn: the next when the one before has failed, or has not ended within its head start. The
 /// first that succeeds ends all others; dropping the future does, too. `Err` has what each said.
@@ -24,13 +25,14 @@ where
     let mut running = JoinSet::new();
     loop {
         if let Some(next) = waiting.pop_front() {
-            running.spawn(next);
+            running.spawn(next.in_current_span());
         }
         tokio::select! {
             ended = running.join_next() => match ended {
                 Some(Ok(Ok(value))) => return Ok(value),
                 Some(Ok(Err(error))) => errors.push(error),
-                Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+                // One that did not panic was cancelled, with the runtime.
+                Some(Err(ended)) => ended.try_into_panic().map_or((), |panic| std::panic::resume_unwind(panic)),
                 None => return Err(errors),
             },
             () = tokio::time::sleep(head_start), if !waiting.is_empty() => {}

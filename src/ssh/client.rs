@@ -65,15 +65,15 @@ pub(crate) enum LoginError {
     Failed { step: &'static str, source: Error },
 }
 
-/// Logs in and offers the tunnel's path; `hub` is the name that its host key is looked up by, and `slot` is the connection's number in the agent. Dropping the future closes the
-/// connection.
+/// Logs in; `hub` is the name that its host key is looked up by, and `slot` the connection's number in the agent. Dropping
+/// the future closes the connection.
 pub(crate) async fn connect<S>(
     stream: S,
     parts: SessionParts,
     login: &Login,
     hub: &HostPort,
     slot: u16,
-) -> Result<Arc<Session>, LoginError>
+) -> Result<LoggedIn, LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -81,13 +81,58 @@ where
     let path = || DialBack::Path(labels::write(TUNNEL_PATH, &login.labels).into());
     session.set_dial_back(login.remote.clone().unwrap_or_else(path));
     let carrier = session.carrier.clone();
-    let mut guard = KillOnDrop(Some(carrier.clone()));
-    let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier.clone(), login.config.silence()));
-    let result = log_in(stream, &session, login, hub, slot).await;
-    if result.is_ok() {
+    let guard = KillOnDrop(Some(carrier.clone()));
+    let stream = Box::new(WriteBehind::new(Greeted::by_server(stream), carrier, login.config.silence()));
+    let deadline = Instant::now() + login.config.login_timeout;
+    let fault = Arc::new(Mutex::new(None));
+    let handle = log_in(stream, &session, login, hub, slot, deadline, &fault).await?;
+    Ok(LoggedIn { session, handle, guard, deadline, fault })
+}
+
+/// A connection that the hub has let in, and that is still to be offered as a tunnel. Dropping it closes it.
+pub(crate) struct LoggedIn {
+    session: Arc<Session>,
+    handle: Handle<ClientHandler>,
+    guard: KillOnDrop,
+    /// When the login has to be done.
+    deadline: Instant,
+    fault: Fault,
+}
+
+impl LoggedIn {
+    /// Offers the tunnel's path, or what else the agent wants to be dialled on. Dropping the future closes the connection.
+    pub(crate) async fn offer(self, login: &Login) -> Result<Arc<Session>, LoginError> {
+        let Self { session, handle, mut guard, deadline, fault } = self;
+        let (step, after) = ("forward request", login.config.login_timeout);
+        let offer = async {
+            match session.dial_back() {
+                Some(DialBack::Port { address, port }) => handle.tcpip_forward(&**address, *port).await.map(|_| ()),
+                _ => handle.streamlocal_forward(session.path()).await,
+            }
+        };
+        let may_be_refused = login.forward == ForwardRequest::Optional && login.remote.is_none();
+        match timeout_at(deadline, offer).await.map_err(|_| LoginError::TimedOut { step, after })? {
+            Ok(()) => {}
+            Err(Error::RequestDenied) if may_be_refused => {}
+            Err(Error::RequestDenied) => return Err(LoginError::ForwardRefused { remote: login.remote.clone() }),
+            Err(error) => {
+                // A hub that refuses the tunnel says why and disconnects: let that arrive.
+                let _ = timeout_at(deadline, session.closed()).await;
+                return Err(found(&fault, step, error, &session.carrier));
+            }
+        }
+        session.set_opener(Opener::Client(Arc::new(handle)));
         guard.0 = None;
+        Ok(session)
     }
-    result.map(|()| session)
+}
+
+/// What the handler found wrong: it knows better than the step that fails for it.
+type Fault = Arc<Mutex<Option<LoginError>>>;
+
+fn found(fault: &Fault, step: &'static str, error: Error, carrier: &Carrier) -> LoginError {
+    let known = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+    known.unwrap_or_else(|| explain(step, error, carrier))
 }
 
 /// A login that fails or is given up must not leave its session behind.
@@ -107,19 +152,15 @@ async fn log_in<S>(
     login: &Login,
     hub: &HostPort,
     slot: u16,
-) -> Result<(), LoginError>
+    deadline: Instant,
+    fault: &Fault,
+) -> Result<Handle<ClientHandler>, LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let after = login.config.login_timeout;
-    let deadline = Instant::now() + after;
     let timed_out = |step| move |_| LoginError::TimedOut { step, after };
-    let fault = Arc::new(Mutex::new(None));
-    let found = |step: &'static str, error: Error| {
-        let known = fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-        known.unwrap_or_else(|| explain(step, error, &session.carrier))
-    };
-
+    let found = |step, error| found(fault, step, error, &session.carrier);
     let handler = ClientHandler {
         session: session.clone(),
         hub: hub.clone(),
@@ -146,32 +187,7 @@ where
         Err(AuthError::ConnectionEnded { .. }) => return Err(found(step, Error::Disconnect)),
         Err(error) => return Err(LoginError::Auth(error)),
     }
-
-    let step = "forward request";
-    let offer = async {
-        match session.dial_back() {
-            Some(DialBack::Port { address, port }) => {
-                let given = handle.tcpip_forward(&**address, *port).await?;
-                let port = if given == 0 { *port } else { given };
-                session.span.in_scope(|| tracing::info!(address = &**address, port, "the server listens"));
-                Ok(())
-            }
-            _ => handle.streamlocal_forward(session.path()).await,
-        }
-    };
-    let offered = timeout_at(deadline, offer).await;
-    match offered.map_err(timed_out(step))? {
-        Ok(()) => {}
-        Err(Error::RequestDenied) if login.forward == ForwardRequest::Optional => {}
-        Err(Error::RequestDenied) => return Err(LoginError::ForwardRefused { remote: login.remote.clone() }),
-        Err(error) => {
-            // A hub that refuses the tunnel says why and disconnects: let that arrive.
-            let _ = timeout_at(deadline, session.closed()).await;
-            return Err(found(step, error));
-        }
-    }
-    session.set_opener(Opener::Client(Arc::new(handle)));
-    Ok(())
+    Ok(handle)
 }
 
 fn explain(step: &'static str, error: Error, carrier: &Carrier) -> LoginError {
@@ -331,7 +347,7 @@ impl Handler for ClientHandler {
 
     // russh accepts all of the following by default.
 
-    /// The server may write the address in another way than it was asked for; the port is its own choice if it was 0.
+    /// The server may write the address in another way than it was asked for.
     async fn server_channel_open_forwarded_tcpip(
         &mut self,
         channel: Channel<Msg>,
@@ -343,9 +359,7 @@ impl Handler for ClientHandler {
         _: &mut RusshSession,
     ) -> Result<(), Error> {
         match self.session.dial_back() {
-            Some(DialBack::Port { port: wanted, .. }) if *wanted == port || *wanted == 0 => {
-                self.accept(channel, reply).await;
-            }
+            Some(DialBack::Port { port: wanted, .. }) if *wanted == port => self.accept(channel, reply).await,
             _ => self.reject("forwarded-tcpip", reply, ChannelOpenFailure::AdministrativelyProhibited).await,
         }
         Ok(())

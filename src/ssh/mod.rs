@@ -31,7 +31,7 @@ pub use self::key::{InvalidPublicKey, KeyError, PrivateKey, PublicKey};
 
 #[cfg(feature = "websocket")]
 pub(crate) use self::authorized_keys::sources::Sources;
-pub(crate) use self::client::{Login, LoginError, connect};
+pub(crate) use self::client::{LoggedIn, Login, LoginError, connect};
 pub(crate) use self::config::{LoginConfig, TunnelConfig, seat_in, server as server_config};
 pub(crate) use self::server::{Door, Gate, Progress, Proof, Turned, Welcome, serve};
 pub(crate) use self::session::{Account, Call, DialBack, RENEW_AFTER, Session, SessionParts};

@@ -66,7 +66,8 @@ impl DialBack {
         let at = text.strip_prefix("tcp:").ok_or(HOW)?;
         let (address, port) = at.rsplit_once(':').unwrap_or(("localhost", at));
         let address = address.trim_start_matches('[').trim_end_matches(']');
-        let port: u16 = port.parse().map_err(|_| HOW)?;
+        // A port of the server's choice would be another with each connection.
+        let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or(HOW)?;
         Ok(Self::Port { address: address.into(), port: port.into() })
     }
 }
