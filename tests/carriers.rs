@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::echo::{Echo, payload, pb::echo_client::EchoClient};
+use common::proxy::{Proxy, Way};
 use common::rig::{AGENT, Over, Rig, dial_own, serve, soon};
 use dialback::{
     Agent, AgentBuilder, AgentStatus, AllowedKeys, BindError, ConnectError, HostKeys, Hub, HubBuilder, PrivateKey,
@@ -259,6 +260,36 @@ async fn agents_go_to_another_hub_when_theirs_is_gone() {
 
     soon("the agent", second.wait_for(AGENT)).await.expect("an id");
     assert_answers(second.channel(AGENT).expect("an id")).await;
+}
+
+/// Both ways get so far that both would win: on a slow path to one hub, and half a second later on a fast one to another.
+#[tokio::test]
+async fn a_way_that_lost_leaves_no_tunnel_behind() {
+    for delay in [60, 70, 80, 90, 100] {
+        let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+        let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).expect("an id");
+        let hub = || Hub::builder(host.clone()).authorizer(allowed.clone()).bind("127.0.0.1:0");
+        let (far, near) = (hub().await.expect("bind"), hub().await.expect("bind"));
+        let slow = Proxy::to(far.local_addr()).await;
+        slow.set(Way::Both, |link| link.delay = Duration::from_millis(delay));
+        let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host.public_key()));
+        let agent = agent.fallback(near.local_addr().to_string());
+
+        let agent = agent.connect(slow.address().to_string()).await.expect("connect");
+
+        serve(&Echo::default(), agent.incoming());
+        let won = if hub_in(&agent.status().borrow()) == Some(&*near.local_addr().to_string()) { &near } else { &far };
+        let lost = if std::ptr::eq(won, &near) { &far } else { &near };
+        assert_answers(won.channel(AGENT).expect("an id").wait_for_ready(Duration::from_secs(5))).await;
+        soon("the loser's end", async {
+            while !lost.tunnels().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert!(lost.get(AGENT).is_none(), "the loser was offered, too");
+        drop(agent);
+    }
 }
 
 #[tokio::test]
