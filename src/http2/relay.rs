@@ -127,8 +127,6 @@ pub(crate) struct Relay {
     /// How long the receiver may take nothing while something waits for it.
     patience: Duration,
     waiting: Option<Waiting>,
-    /// The connection's task has been given a turn since the receiver last took something.
-    gave_turn: bool,
     moved: u64,
     /// Of the connection that the receiver shares with others.
     shares: Option<Arc<Held>>,
@@ -159,7 +157,6 @@ impl Relay {
             sink,
             patience,
             waiting: None,
-            gave_turn: false,
             moved: 0,
             shares: None,
             blocked: false,
@@ -236,12 +233,6 @@ impl Relay {
         if self.sink.poll_reset(cx).is_ready() {
             return Poll::Ready(Relayed::SinkClosed);
         }
-        // Most often there is room as soon as the connection's task has had its turn. A timer would cost more than that: it
-        // wakes the runtime's driver.
-        if self.waiting.is_none() && !std::mem::replace(&mut self.gave_turn, true) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         let (now, tick) = (Instant::now(), PRESSED.min(self.patience));
         let waiting = self.waiting.get_or_insert_with(|| Waiting {
             last: now,
@@ -265,7 +256,6 @@ impl Relay {
     /// The receiver has taken something.
     fn took(&mut self) {
         self.unblock();
-        self.gave_turn = false;
         if self.gathered.queue.is_empty() {
             self.waiting = None;
         }
