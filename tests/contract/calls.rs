@@ -203,9 +203,10 @@ pub async fn deadline_ends_call_and_handler(way: Way) {
 
     let status = soon("the deadline", line.client.unary(request)).await.expect_err("a status");
 
-    // tonic's own channel says so in another way.
+    // tonic's own channel says so in another way, unless one that stands between is first to say it.
     let expected = if way.is_tonics() { Code::Cancelled } else { Code::DeadlineExceeded };
-    assert_eq!(status.code(), expected, "{status:?}");
+    let said_between = way.hops() > 1 && status.code() == Code::DeadlineExceeded;
+    assert!(status.code() == expected || said_between, "{status:?}");
     assert!(started.elapsed() >= Duration::from_millis(200));
     line.echo().wait_until("the end of the handler", |counts| counts.cancelled == 1).await;
 }
