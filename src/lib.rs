@@ -159,7 +159,7 @@
 //!
 //! | what | bound | setting |
 //! |---|---|---|
-//! | unauthenticated connections | 128 in total, 16 from one source, up to 300 kB each | [`HubBuilder::unauthenticated_limits`] |
+//! | unauthenticated connections | 128 in total, 16 from one source, up to 300 kB each, and by WebSocket a message of 256 KiB more | [`HubBuilder::unauthenticated_limits`] |
 //! | their time | 20 s | [`HubBuilder::login_timeout`] |
 //! | keys that one may try | 3; at most 8 may be named without proof | [`HubBuilder::max_auth_attempts`] |
 //! | tunnels of one agent | 16, and 64 with those that are being drained | |

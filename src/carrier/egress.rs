@@ -34,7 +34,7 @@ pub(crate) enum Egress {
     Through(Proxy),
 }
 
-/// What a dial is for, which decides between the variables of the environment as it does for curl.
+/// What a dial is for, which decides between the variables of the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// `ALL_PROXY`.

@@ -121,7 +121,7 @@ impl HubBuilder {
     /// Default: 128 and 16. Each costs up to 300 kB. A source at its limit is refused; raise the second where
     /// many agents share one address. When all places are taken, the newest of the source that has most gives way to a
     /// newcomer whose source has fewer; else the oldest that has not begun a key exchange within half a
-    /// second (one round trip), or has not logged in within five; else the newcomer is refused.
+    /// second (one round trip; by WebSocket two seconds), or has not logged in within five; else the newcomer is refused.
     pub fn unauthenticated_limits(mut self, total: usize, per_source: usize) -> Self {
         self.limits = StrangerLimits { total: total.max(1), per_source: per_source.max(1) };
         self
