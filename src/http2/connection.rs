@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
 use tokio::sync::OnceCell;
 
+use super::again::Again;
 use super::awaited::{Awaited, Resets};
 use super::held::Held;
 use super::keep_alive::keep_alive;
@@ -172,7 +173,7 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
                 let calls = || usage.calls.load(Ordering::Relaxed) > 0;
                 let silent = keep_alive(pings, tuning::HTTP2_CLIENT_PING_INTERVAL, calls);
                 tokio::select! {
-                    ended = driver => if let Err(error) = ended {
+                    ended = Again::new(driver) => if let Err(error) = ended {
                         tracing::debug!(%error, "connection for own calls ended");
                     },
                     () = usage.resets.pace() => {}

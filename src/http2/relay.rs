@@ -18,6 +18,7 @@ use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
 use super::held::Held;
+use super::upload::FIRST;
 
 /// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
 const SMALL: usize = 1024;
@@ -194,7 +195,8 @@ impl Relay {
         while let Some(wanted) = self.gathered.queue.front_len() {
             self.sink.reserve_capacity(wanted);
             let room = self.sink.capacity();
-            if room == 0 {
+            let first = self.shares.is_some() && self.moved == 0 && wanted <= FIRST;
+            if room == 0 && !first {
                 match self.sink.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Relayed::SinkClosed),

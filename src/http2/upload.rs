@@ -11,6 +11,11 @@ use http::HeaderMap;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
+/// A first chunk of up to so many bytes is given to h2 without waiting for room: a new stream has none before the
+/// connection's task has opened it, and what is there by then goes out together with the headers, which is all of most
+/// calls. Otherwise each call would take a turn, a packet and a wake-up of the agent more.
+pub(super) const FIRST: usize = 4 * 1024;
+
 pin_project! {
     /// Sends a body to its end, no faster than the peer reads; resets the stream when the body fails. Ends early when the
     /// peer does not want more. Dropping it stops sending.
@@ -77,8 +82,9 @@ where
             }
             // Sending fails only on a stream that is gone, and then nobody wants the rest.
             if let Some(len) = this.held.as_ref().map(Bytes::len) {
+                let first = *this.sent == 0 && len <= FIRST;
                 // A whole chunk goes as soon as there is room for a byte: h2 keeps the rest, one chunk at most.
-                if len > 0 && ready!(poll_room(this.stream, len, cx)).is_err() {
+                if len > 0 && !first && ready!(poll_room(this.stream, len, cx)).is_err() {
                     return Poll::Ready(());
                 }
                 let last = this.after.is_none() && matches!(this.end, Some(None));
