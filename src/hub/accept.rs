@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Stage;
+use super::proxy_protocol::{self, ProxyProtocol};
 use super::strangers::{Admission, Place, StrangerLimits, Strangers};
 #[cfg(unix)]
 use crate::carrier::CarrierKind;
@@ -53,6 +54,7 @@ impl Listener {
 /// Takes those in who come by any of a hub's listeners.
 pub(super) struct Reception {
     door: Arc<Door>,
+    proxy_protocol: Option<ProxyProtocol>,
     strangers: Mutex<Waiting>,
 }
 
@@ -63,15 +65,34 @@ struct Waiting {
 }
 
 impl Reception {
-    pub(super) fn new(door: Arc<Door>, limits: StrangerLimits) -> Self {
+    pub(super) fn new(door: Arc<Door>, limits: StrangerLimits, proxy_protocol: Option<ProxyProtocol>) -> Self {
         let waiting = Waiting { strangers: Strangers::new(limits), to_leave: HashMap::new() };
-        Self { door, strangers: Mutex::new(waiting) }
+        Self { door, proxy_protocol, strangers: Mutex::new(waiting) }
     }
 
     /// How long a stranger may take for each step.
     #[cfg(feature = "websocket")]
     pub(super) fn patience(&self) -> Duration {
         self.door.config.login_timeout
+    }
+
+    /// Whether a proxy has to say first where a connection comes from.
+    fn is_announced(&self, carried: &Carried) -> bool {
+        self.proxy_protocol.as_ref().is_some_and(|spoken| spoken.is_spoken_by(carried))
+    }
+
+    /// Who a connection counts for when it comes.
+    fn source(&self, opening: &impl Opening, carried: &Carried) -> Option<IpAddr> {
+        if self.is_announced(carried) { None } else { opening.source(carried) }
+    }
+
+    /// A stranger that counted for one source comes from another, as is known now. `Err` if there are as many from there
+    /// as may be.
+    fn comes_from(&self, place: Place, before: Option<IpAddr>, now: Option<IpAddr>) -> Result<(), String> {
+        match now.filter(|_| now != before) {
+            Some(source) if !self.lock().strangers.comes_from(place, source) => Err(SOURCE_FULL.into()),
+            _ => Ok(()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -84,8 +105,9 @@ impl Reception {
         opening: &O,
         carried: &Carried,
     ) -> Result<(Ticket, oneshot::Receiver<()>), &'static str> {
+        let source = self.source(opening, carried);
         let mut waiting = self.lock();
-        match waiting.strangers.enter(opening.source(carried), O::ROUND_TRIPS, Instant::now()) {
+        match waiting.strangers.enter(source, O::ROUND_TRIPS, Instant::now()) {
             Admission::Admitted { place, evicted } => {
                 if let Some(evicted) = evicted {
                     // Dropping the sender is the word.
@@ -123,7 +145,7 @@ impl Drop for Ticket {
 
 /// What has to happen on a connection before SSH.
 pub(super) trait Opening: Send + Sync + 'static {
-    /// Until the key exchange of SSH has begun.
+    /// Until the key exchange of SSH has begun. A header of the PROXY protocol costs none: it is sent at once.
     const ROUND_TRIPS: u32;
     /// Who the connection counts for until it is open.
     fn source(&self, carried: &Carried) -> Option<IpAddr>;
@@ -188,9 +210,14 @@ async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, opening: Arc<i
     let (reception, place) = (ticket.reception.clone(), ticket.place);
     // A future that is moved keeps its room twice, for as long as the tunnel lives.
     let mut serving = Box::pin(async move {
+        let mut peer = peer;
         // What was needed for the beginning is not kept at all.
-        let carried = Box::pin(open(opening, carried, &reception, place)).await?;
-        ssh::serve(carried, reception.door.clone(), login).await
+        let opened = Box::pin(open(opening, carried, &mut peer, &reception, place)).await;
+        let served = match opened {
+            Ok(carried) => ssh::serve(carried, reception.door.clone(), login).await,
+            Err(turned) => Err(turned),
+        };
+        served.map_err(|turned| (peer, turned))
     });
     let admitted = async {
         reached(&mut progress, Progress::Begun).await;
@@ -207,28 +234,38 @@ async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, opening: Arc<i
     };
     match turned {
         Ok(()) => {}
-        Err(Turned::TimedOut { after }) => tracing::debug!(?peer, ?after, "connection did not authenticate in time"),
-        Err(Turned::Left { error }) => tracing::debug!(?peer, error, "connection did not authenticate"),
+        Err((peer, Turned::TimedOut { after })) => {
+            tracing::debug!(?peer, ?after, "connection did not authenticate in time")
+        }
+        Err((peer, Turned::Left { error })) => tracing::debug!(?peer, error, "connection did not authenticate"),
     }
 }
 
+/// Makes of a connection what an SSH session can run over. `peer` is where it comes from, as far as that is known.
 async fn open(
     opening: Arc<impl Opening>,
-    carried: Carried,
+    mut carried: Carried,
+    peer: &mut Option<SocketAddr>,
     reception: &Reception,
     place: Place,
 ) -> Result<Carried, Turned> {
     let after = reception.door.config.login_timeout;
-    let before = opening.source(&carried);
-    let opened = timeout(after, opening.open(carried)).await.map_err(|_| Turned::TimedOut { after })?;
-    let opened = opened.map_err(|error| Turned::Left { error })?;
-    let source = opened.peer.map(|peer| peer.ip());
-    if let Some(source) = source.filter(|_| source != before)
-        && !reception.lock().strangers.comes_from(place, source)
-    {
-        return Err(Turned::Left { error: SOURCE_FULL.into() });
-    }
-    Ok(opened)
+    let opened = async {
+        let entered = reception.source(&*opening, &carried);
+        if reception.is_announced(&carried) {
+            let named = proxy_protocol::read(&mut carried.stream).await?;
+            carried.peer = named.or(carried.peer);
+            *peer = carried.peer;
+        }
+        let named = opening.source(&carried);
+        reception.comes_from(place, entered, named)?;
+        let opened = opening.open(carried).await?;
+        *peer = opened.peer;
+        reception.comes_from(place, named, opened.peer.map(|peer| peer.ip()))?;
+        Ok(opened)
+    };
+    let opened = timeout(after, opened).await.map_err(|_| Turned::TimedOut { after })?;
+    opened.map_err(|error: String| Turned::Left { error })
 }
 
 /// Waits until a login has got so far, or for ever.

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio::sync::{mpsc, watch};
 
 use super::accept::{Listener, Reception};
+use super::proxy_protocol::ProxyProtocol;
 use super::registry::{Registry, RegistryGate, Rules};
 use super::roster::{Balance, TunnelPolicy};
 use super::strangers::StrangerLimits;
@@ -30,8 +31,8 @@ pub struct HubBuilder {
     limits: StrangerLimits,
     rules: Rules,
     max_unread: Option<usize>,
-    #[cfg(feature = "websocket")]
     trusted_proxies: Option<String>,
+    proxy_protocol: bool,
 }
 
 /// Why a hub could not start.
@@ -53,12 +54,14 @@ pub enum BindError {
         why: &'static str,
     },
     /// The list of proxies is none.
-    #[cfg(feature = "websocket")]
     #[error("the list of trusted proxies is not one: {why}")]
     TrustedProxies {
         /// What is wrong.
         why: String,
     },
+    /// Proxies are to speak the PROXY protocol, and it is not said which.
+    #[error("no proxy is trusted to speak the PROXY protocol: call `trusted_proxies(\"10.0.0.0/8\")` to say which are")]
+    NoTrustedProxies,
     /// TLS cannot be set up.
     #[cfg(feature = "websocket")]
     #[error(transparent)]
@@ -84,8 +87,8 @@ impl Hub {
             limits: StrangerLimits::default(),
             rules: Rules::default(),
             max_unread: None,
-            #[cfg(feature = "websocket")]
             trusted_proxies: None,
+            proxy_protocol: false,
         }
     }
 }
@@ -216,12 +219,26 @@ impl HubBuilder {
         self
     }
 
-    /// Reverse proxies before the hub's WebSocket, as addresses and networks: `"127.0.0.1,10.0.0.0/8"`. Where a
-    /// connection comes by one of these, its agent comes from where the proxy's `X-Forwarded-For` says: the last address
-    /// there that is not a trusted proxy itself. Without this, from anybody else, the header means nothing. Default: none.
-    #[cfg(feature = "websocket")]
+    /// Reverse proxies before the hub, as addresses and networks: `"127.0.0.1,10.0.0.0/8"`. Where a WebSocket's connection
+    /// comes by one of these, its agent comes from where the proxy's `X-Forwarded-For` says: the last address there that is
+    /// not a trusted proxy itself. Without this, from anybody else, the header means nothing. Proxies that pass on TCP
+    /// as it is can speak the [PROXY protocol](HubBuilder::proxy_protocol) instead. Default: none.
     pub fn trusted_proxies(mut self, networks: impl Into<String>) -> Self {
         self.trusted_proxies = Some(networks.into());
+        self
+    }
+
+    /// The [trusted proxies](HubBuilder::trusted_proxies) speak the PROXY protocol of HAProxy, version 1 or 2: each
+    /// connection by TCP from one of them, for SSH or for a WebSocket, has to begin with its header, before TLS, and its
+    /// agent comes from the address that this names. It is the proxy's own if the header names none (`UNKNOWN`, `LOCAL`, a
+    /// Unix socket). `X-Forwarded-For` counts only if that address is a trusted proxy's.
+    ///
+    /// Nothing is guessed: a trusted proxy's connection without the header is closed, and from anybody else a header is no
+    /// way to begin. All of the trusted proxies have to speak it, then, at all of the hub's own listeners. What you
+    /// [hand over](Hub::accept_stream) is taken as it is. Default: off. With it and without trusted proxies a hub does not
+    /// start ([`BindError::NoTrustedProxies`]).
+    pub fn proxy_protocol(mut self) -> Self {
+        self.proxy_protocol = true;
         self
     }
 
@@ -235,16 +252,20 @@ impl HubBuilder {
     /// Listens, and accepts agents from then on.
     ///
     /// # Errors
-    /// [`BindError`]: no authorizer, or the address cannot be listened on.
+    /// [`BindError`]: no authorizer, no such proxies, or the address cannot be listened on.
     ///
     /// # Cancel safety
     /// Safe: without the returned hub nothing is left running.
     pub async fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Hub, BindError> {
         let Some(authorizer) = self.authorizer else { return Err(BindError::NoAuthorizer) };
-        #[cfg(feature = "websocket")]
         let trusted_proxies = match self.trusted_proxies.as_deref().map(ssh::Sources::network_list) {
             Some(Err(error)) => return Err(BindError::TrustedProxies { why: error.to_string() }),
             trusted => trusted.and_then(Result::ok),
+        };
+        let proxy_protocol = match (self.proxy_protocol, &trusted_proxies) {
+            (false, _) => None,
+            (true, Some(trusted)) => Some(ProxyProtocol::of(trusted.clone())),
+            (true, None) => return Err(BindError::NoTrustedProxies),
         };
         let failed = |source| BindError::Listen { address: format!("{address:?}").replace('"', ""), source };
         let listener = TcpListener::bind(&address).await.map_err(failed)?;
@@ -261,7 +282,7 @@ impl HubBuilder {
             gate: Arc::new(RegistryGate(registry.clone())),
             acceptor: acceptor.clone(),
         });
-        let reception = Arc::new(Reception::new(door, self.limits));
+        let reception = Arc::new(Reception::new(door, self.limits, proxy_protocol));
         let (streams, handed_over) = mpsc::channel(HANDED_OVER);
         let inner = Inner {
             local_addr,

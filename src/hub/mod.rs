@@ -3,6 +3,7 @@
 mod accept;
 mod builder;
 mod events;
+mod proxy_protocol;
 mod recheck;
 mod registry;
 mod roster;

@@ -29,7 +29,6 @@ pub use self::identity::{AuthError, Identity};
 pub use self::io::TunnelIo;
 pub use self::key::{InvalidPublicKey, KeyError, PrivateKey, PublicKey};
 
-#[cfg(feature = "websocket")]
 pub(crate) use self::authorized_keys::sources::Sources;
 pub(crate) use self::client::{LoggedIn, Login, LoginError, connect};
 pub(crate) use self::config::{LoginConfig, TunnelConfig, seat_in, server as server_config};
