@@ -208,6 +208,8 @@ mod id;
 mod incoming;
 mod labels;
 mod ssh;
+#[cfg(unix)]
+mod ssh_config;
 pub mod stats;
 mod time;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
@@ -233,6 +235,8 @@ pub use ssh::{
     PrivateKey, PublicKey, TunnelIo,
 };
 #[cfg(feature = "websocket")]
+#[cfg(unix)]
+pub use ssh_config::{SshConfig, SshConfigError};
 pub use tls::TlsError;
 pub use tuning::{tune_endpoint, tune_server};
 pub use tunnel::{TunnelConnectInfo, TunnelId};

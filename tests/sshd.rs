@@ -228,3 +228,43 @@ async fn an_agent_of_sshds_renews_its_connection() {
     let last = tunnel(&agent.status().borrow()).expect("connected");
     assert_ne!(first, last, "it was not renewed");
 }
+
+/// A hub that only the cloud reaches, as far as the agent's configuration says.
+#[tokio::test]
+async fn hub_is_reached_by_way_of_a_jump_host() {
+    let Some(cloud) = Cloud::start("").await else { return };
+    if !require_program("ssh") {
+        return;
+    }
+    let (dir, host_key) = (cloud.dir.path(), PrivateKey::generate());
+    let allowed = dialback::AllowedKeys::new();
+    let allowed = allowed.allow("laptop-1", PrivateKey::from_file(&cloud.key).expect("a key").public_key());
+    let hub = dialback::Hub::builder(host_key.clone()).authorizer(allowed.expect("an id"));
+    let hub = hub.bind("127.0.0.1:0").await.expect("bind");
+    let jump = std::fs::read_to_string(dir.join("host.pub")).expect("a host key");
+    let hub_port = hub.local_addr().port();
+    let known = format!("[127.0.0.1]:{} {jump}[127.0.0.1]:{hub_port} {}\n", cloud.port, host_key.public_key());
+    std::fs::write(dir.join("known_hosts"), known).expect("write");
+    let config = format!(
+        "Host jump\n HostName 127.0.0.1\n Port {}\n User {}\n\
+         Host hub\n HostName 127.0.0.1\n Port {hub_port}\n User laptop-1\n ProxyJump jump\n\
+         Host *\n IdentityFile {dir}/id\n IdentityAgent none\n BatchMode yes\n UserKnownHostsFile {dir}/known_hosts\n",
+        cloud.port,
+        cloud.user,
+        dir = dir.display(),
+    );
+    std::fs::write(dir.join("config"), config).expect("write");
+    let config = dialback::SshConfig::of_file(dir.join("config"), "hub").await.expect("a configuration");
+    let agent = config.agent().expect("an agent").connect(config.hub()).await.expect("connect");
+    serve(&Echo::default(), agent.incoming());
+    let mut echo = common::echo::pb::echo_client::EchoClient::new(hub.channel("laptop-1").expect("an id"));
+    let answer = soon("an answer", echo.unary(payload("by a jump"))).await.expect("an answer");
+    assert_eq!(answer.into_inner().data, b"by a jump");
+
+    let mut status = agent.status();
+    cloud.kill_connections();
+    soon("the loss", status.wait_for(|status| !status.is_connected())).await.expect("an agent");
+    soon("the return", status.wait_for(dialback::AgentStatus::is_connected)).await.expect("an agent");
+    let answer = soon("an answer", echo.unary(payload("again"))).await.expect("an answer");
+    assert_eq!(answer.into_inner().data, b"again");
+}

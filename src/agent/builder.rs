@@ -34,8 +34,7 @@ pub struct AgentBuilder {
     labels: Vec<(String, String)>,
     remote: Option<String>,
     fallbacks: Vec<String>,
-    /// None for what the environment says, and none within for no proxy at all.
-    proxy: Option<Option<String>>,
+    egress: Result<Egress, ConnectError>,
     #[cfg(feature = "websocket")]
     tls_roots: Option<std::path::PathBuf>,
     tunnels: u16,
@@ -55,7 +54,7 @@ impl Agent {
             labels: Vec::new(),
             remote: None,
             fallbacks: Vec::new(),
-            proxy: None,
+            egress: Ok(Egress::Environment),
             #[cfg(feature = "websocket")]
             tls_roots: None,
             tunnels: 1,
@@ -190,13 +189,38 @@ impl AgentBuilder {
     /// and for these and all else `ALL_PROXY`; but none for the names, domains and networks in `NO_PROXY`. A Unix socket and
     /// streams of your own need none.
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
-        self.proxy = Some(Some(url.into()));
+        let proxy = Proxy::parse(&url.into()).map(Egress::Through);
+        self.egress = proxy.map_err(|why| ConnectError::InvalidProxy { why });
         self
     }
 
     /// No proxy, whatever the environment says.
     pub fn no_proxy(mut self) -> Self {
-        self.proxy = Some(None);
+        self.egress = Ok(Egress::Direct);
+        self
+    }
+
+    /// A command that leads to the hub, in place of a proxy: its standard input and output are the connection, as with
+    /// OpenSSH's `ProxyCommand`. `/bin/sh` starts it at each dial, with the hub's host for `%h`, its port for `%p`, and `%`
+    /// for `%%`. Its errors go where this program's go. Dropping the connection kills it.
+    ///
+    /// ```no_run
+    /// # async fn run(builder: dialback::AgentBuilder) -> Result<(), dialback::ConnectError> {
+    /// let agent = builder.proxy_command("ssh -W [%h]:%p bastion").connect("hub.internal:2222").await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(unix)]
+    pub fn proxy_command(mut self, command: impl Into<String>) -> Self {
+        let command = command.into();
+        let somewhere = HostPort { host: "hub".into(), port: 1 };
+        self.egress = match crate::carrier::command::fill(&command, &somewhere) {
+            Ok(_) => Ok(Egress::Command(command)),
+            Err(_) => {
+                let why =
+                    "in a command, %h is the hub's host, %p its port and %% a percent sign, and there are no others";
+                Err(ConnectError::InvalidProxy { why })
+            }
+        };
         self
     }
 
@@ -300,14 +324,8 @@ impl AgentBuilder {
         connect_now(shared, backoff).await
     }
 
-    fn by_address(self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
-        let egress = match &self.proxy {
-            None => Egress::Environment,
-            Some(None) => Egress::Direct,
-            Some(Some(url)) => {
-                Proxy::parse(url).map(Egress::Through).map_err(|why| ConnectError::InvalidProxy { why })?
-            }
-        };
+    fn by_address(mut self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
+        let egress = std::mem::replace(&mut self.egress, Ok(Egress::Direct))?;
         let way = |hub: String| {
             let address =
                 Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;

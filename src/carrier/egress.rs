@@ -32,6 +32,9 @@ pub(crate) enum Egress {
     Environment,
     Direct,
     Through(Proxy),
+    /// By way of a program.
+    #[cfg(unix)]
+    Command(String),
 }
 
 /// What a dial is for, which decides between the variables of the environment.
@@ -118,6 +121,8 @@ impl Egress {
     fn proxy_to(&self, host: &str, purpose: Purpose) -> Option<Proxy> {
         let found = match (self, purpose) {
             (Self::Direct, _) => None,
+            #[cfg(unix)]
+            (Self::Command(_), _) => None,
             (Self::Through(proxy), _) => return Some(proxy.clone()),
             (Self::Environment, Purpose::Ssh) => {
                 let set = |name: &&str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -141,6 +146,10 @@ impl Egress {
         #[cfg(feature = "websocket")] tls_roots: Option<&std::path::Path>,
         timeout: Duration,
     ) -> Result<Carried, DialFailure> {
+        #[cfg(unix)]
+        if let Self::Command(command) = self {
+            return super::command::start(command, to);
+        }
         let Some(proxy) = self.proxy_to(&to.host, purpose) else { return tcp::dial(to, timeout).await };
         let dialled = async {
             let at = proxy.at().ok_or_else(|| proxy.failed("it is not written as a proxy's URL", false))?;

@@ -1,6 +1,8 @@
 //! What an SSH session runs over: a byte stream, whatever it comes from.
 
 mod address;
+#[cfg(unix)]
+pub(crate) mod command;
 mod egress;
 pub(crate) mod race;
 pub(crate) mod tcp;

@@ -31,7 +31,7 @@ pub struct HostKeys(Rule);
 
 #[derive(Clone, Debug)]
 enum Rule {
-    KnownHosts(Arc<KnownHostsFile>),
+    KnownHosts(Arc<KnownHostsFiles>),
     Pinned(Vec<Pin>),
     Callback(Callback),
     AcceptAny,
@@ -81,12 +81,27 @@ impl HostKeys {
     /// [`HostKeysError::NotKnownHosts`] if it has lines, but no usable one. An empty file is accepted, and then knows
     /// no hub.
     pub fn known_hosts(path: impl Into<PathBuf>) -> Result<Self, HostKeysError> {
-        let file = KnownHostsFile { path: path.into(), problems: Mutex::default() };
-        let lines = file.read().map_err(|source| HostKeysError::Unreadable { file: file.path.clone(), source })?;
+        Self(Rule::KnownHosts(Arc::default())).or_known_hosts(path)
+    }
+
+    /// Trusts what another file says, too, such as `/etc/ssh/ssh_known_hosts`: the lines of all files count alike, and
+    /// what one revokes is revoked. Only after [`known_hosts`](Self::known_hosts).
+    ///
+    /// # Errors
+    /// As [`known_hosts`](Self::known_hosts), or [`HostKeysError::NoKnownHosts`] after another constructor.
+    pub fn or_known_hosts(self, path: impl Into<PathBuf>) -> Result<Self, HostKeysError> {
+        let Rule::KnownHosts(files) = self.0 else { return Err(HostKeysError::NoKnownHosts) };
+        let path = path.into();
+        let lines = read(&path).map_err(|source| HostKeysError::Unreadable { file: path.clone(), source })?;
         match lines.problems().first() {
-            Some(problem) if lines.is_empty() => Err(HostKeysError::NotKnownHosts { problem: problem.clone() }),
-            _ => Ok(Self(Rule::KnownHosts(Arc::new(file)))),
+            Some(problem) if lines.is_empty() => return Err(HostKeysError::NotKnownHosts { problem: problem.clone() }),
+            _ => {}
         }
+        let paths = files.paths.iter().cloned().chain([path]).collect();
+        let mut problems = files.problems();
+        tell(lines.problems(), &problems);
+        problems.extend_from_slice(lines.problems());
+        Ok(Self(Rule::KnownHosts(Arc::new(KnownHostsFiles { paths, problems: Mutex::new(problems) }))))
     }
 
     /// Trusts the hub whose key has this SHA-256 fingerprint, `SHA256:…`, as `ssh-keygen -l -f HUB.pub` prints it.
@@ -129,10 +144,10 @@ impl HostKeys {
         Self(Rule::AcceptAny)
     }
 
-    /// The lines of the `known_hosts` file that were unusable when it was last read. Empty for other rules.
+    /// The lines of the `known_hosts` files that were unusable when they were last read. Empty for other rules.
     pub fn problems(&self) -> Vec<KnownHostsProblem> {
         match &self.0 {
-            Rule::KnownHosts(file) => file.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            Rule::KnownHosts(files) => files.problems(),
             _ => vec![],
         }
     }
@@ -147,7 +162,7 @@ impl HostKeys {
         let name = HostName::new(host, port);
         let key = PublicKey::new(offered.public_key().key_data().clone(), "");
         match &self.0 {
-            Rule::KnownHosts(file) => file.read_for(&name).await?.judge(&name, offered, unix_now()),
+            Rule::KnownHosts(files) => files.read_for(&name).await?.judge(&name, offered, unix_now()),
             Rule::Pinned(pins) => {
                 let fingerprint = key.inner().fingerprint(HashAlg::Sha256);
                 if pins.iter().any(|pin| pin.fingerprint == fingerprint) {
@@ -176,9 +191,9 @@ impl HostKeys {
     /// refused for its key, and not for lack of a common algorithm.
     pub(crate) async fn host_key_algorithms(&self, host: &str, port: u16) -> Result<HostKeyAlgorithms, HostKeyError> {
         let (expected, certified) = match &self.0 {
-            Rule::KnownHosts(file) => {
+            Rule::KnownHosts(files) => {
                 let name = HostName::new(host, port);
-                file.read_for(&name).await?.expected_types(&name)
+                files.read_for(&name).await?.expected_types(&name)
             }
             Rule::Pinned(pins) => (pins.iter().filter_map(|pin| pin.algorithm.clone()).collect(), false),
             Rule::Callback(_) | Rule::AcceptAny => (vec![], false),
@@ -234,28 +249,49 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-#[derive(Debug)]
-struct KnownHostsFile {
-    path: PathBuf,
+#[derive(Debug, Default)]
+struct KnownHostsFiles {
+    paths: Vec<PathBuf>,
     /// As of the last reading, to warn of each problem once and not at every reconnect.
     problems: Mutex<Vec<KnownHostsProblem>>,
 }
 
-impl KnownHostsFile {
-    async fn read_for(self: &Arc<Self>, host: &HostName) -> Result<KnownHosts, HostKeyError> {
-        let this = self.clone();
-        let read = tokio::task::spawn_blocking(move || this.read()).await.map_err(io::Error::other).flatten();
-        read.map_err(|source| HostKeyError::Unreadable { host: host.to_string(), file: self.path.clone(), source })
+impl KnownHostsFiles {
+    fn first(&self) -> &Path {
+        self.paths.first().map_or(Path::new(""), PathBuf::as_path)
     }
 
-    fn read(&self) -> io::Result<KnownHosts> {
-        let lines = KnownHosts::parse(&self.path, &read_bounded(&self.path)?);
+    fn problems(&self) -> Vec<KnownHostsProblem> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn read_for(self: &Arc<Self>, host: &HostName) -> Result<KnownHosts, HostKeyError> {
+        let this = self.clone();
+        let read = tokio::task::spawn_blocking(move || this.read()).await;
+        let read = read.unwrap_or_else(|error| Err((self.first().to_owned(), io::Error::other(error))));
+        read.map_err(|(file, source)| HostKeyError::Unreadable { host: host.to_string(), file, source })
+    }
+
+    /// `Err` names the file that cannot be read.
+    fn read(&self) -> Result<KnownHosts, (PathBuf, io::Error)> {
+        let mut files = self.paths.iter().map(|path| read(path).map_err(|error| (path.clone(), error)));
+        let first = files.next().unwrap_or_else(|| Err((self.first().to_owned(), io::ErrorKind::NotFound.into())))?;
+        let lines = files.try_fold(first, |lines, more| more.map(|more| lines.and(more)))?;
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        for problem in lines.problems().iter().filter(|problem| !known.contains(problem)) {
-            tracing::warn!("{problem}; the line is ignored");
-        }
+        tell(lines.problems(), &known);
         *known = lines.problems().to_vec();
         Ok(lines)
+    }
+}
+
+fn read(path: &Path) -> io::Result<KnownHosts> {
+    Ok(KnownHosts::parse(path, &read_bounded(path)?))
+}
+
+/// Warns of problems that were not known before.
+fn tell(problems: &[KnownHostsProblem], known: &[KnownHostsProblem]) {
+    for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+        tracing::warn!("{problem}; the line is ignored");
     }
 }
 

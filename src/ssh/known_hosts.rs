@@ -1,4 +1,4 @@
-//! What the text of one `known_hosts` file says about a hub: bytes in, verdict out.
+//! What the text of `known_hosts` files says about a hub: bytes in, verdict out.
 //!
 //! The format is that of sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT". As there, a hub on port 22 is called `host`, on any
 //! other port `[host]:port`, and only lines that match that name count.
@@ -6,7 +6,8 @@
 mod certificate;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
 use russh::keys::PublicKeyOrCertificate;
@@ -39,9 +40,10 @@ impl fmt::Display for HostName {
     }
 }
 
-/// The parsed text of one file.
+/// The parsed text of one file, or of several.
 pub(super) struct KnownHosts {
-    file: PathBuf,
+    /// The first of them.
+    file: Arc<Path>,
     lines: Vec<Line>,
     problems: Vec<KnownHostsProblem>,
     /// The first `@revoked` line that cannot be read.
@@ -49,6 +51,7 @@ pub(super) struct KnownHosts {
 }
 
 struct Line {
+    file: Arc<Path>,
     number: usize,
     marker: Marker,
     hosts: Hosts,
@@ -72,7 +75,7 @@ enum Hosts {
 impl KnownHosts {
     /// Parses a whole file; `file` is what messages call it. Lines that mean nothing become problems.
     pub(super) fn parse(file: &Path, text: &[u8]) -> Self {
-        let mut this = Self { file: file.to_owned(), lines: vec![], problems: vec![], lost_revocation: None };
+        let mut this = Self { file: file.into(), lines: vec![], problems: vec![], lost_revocation: None };
         for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
             // Only names and base64 matter, all ASCII; a comment may be in any encoding.
             let line = String::from_utf8_lossy(line);
@@ -80,10 +83,10 @@ impl KnownHosts {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            match Line::parse(index + 1, line) {
+            match Line::parse(&this.file, index + 1, line) {
                 Ok(line) => this.lines.push(line),
                 Err(unusable) => {
-                    let at = FileLine { file: this.file.clone(), line: index + 1 };
+                    let at = FileLine { file: this.file.to_path_buf(), line: index + 1 };
                     let problem = KnownHostsProblem { at, what: unusable.what };
                     if unusable.revokes_something {
                         this.lost_revocation.get_or_insert(problem.clone());
@@ -93,6 +96,14 @@ impl KnownHosts {
             }
         }
         this
+    }
+
+    /// Takes in another file: all lines of all files count alike.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.lines.extend(other.lines);
+        self.problems.extend(other.problems);
+        self.lost_revocation = self.lost_revocation.or(other.lost_revocation);
+        self
     }
 
     pub(super) fn problems(&self) -> &[KnownHostsProblem] {
@@ -124,7 +135,7 @@ impl KnownHosts {
         let matching = self.matching(host);
         let find = |marker, key: &PublicKey| matching.iter().find(|line| line.marker == marker && line.key == *key);
         let not_revoked = |key: &PublicKey| match find(Marker::Revoked, key) {
-            Some(line) => Err(HostKeyError::Revoked { host: host.to_string(), key: key.clone(), at: self.at(line) }),
+            Some(line) => Err(HostKeyError::Revoked { host: host.to_string(), key: key.clone(), at: line.at() }),
             None => Ok(()),
         };
 
@@ -135,7 +146,7 @@ impl KnownHosts {
             not_revoked(&authority)?;
             if let Some(line) = find(Marker::CertAuthority, &authority) {
                 return certificate::check(certificate, &host.host, now)
-                    .map_err(|reason| refused(host, certificate, Some(self.at(line)), reason));
+                    .map_err(|reason| refused(host, certificate, Some(line.at()), reason));
             }
             if !certificate.cert_type().is_host() {
                 return Err(refused(host, certificate, None, CertificateProblem::NotForHosts));
@@ -148,12 +159,12 @@ impl KnownHosts {
         }
 
         let expected: Vec<_> =
-            matching.iter().filter(|line| line.marker != Marker::Revoked).map(|line| self.pinned(line)).collect();
+            matching.iter().filter(|line| line.marker != Marker::Revoked).map(|line| line.pinned()).collect();
         if expected.is_empty() {
             let problem = self.problems.first().cloned();
             return Err(HostKeyError::Unknown {
                 host: host.to_string(),
-                file: self.file.clone(),
+                file: self.file.to_path_buf(),
                 offered: key,
                 problem,
             });
@@ -167,19 +178,6 @@ impl KnownHosts {
     fn matching(&self, host: &HostName) -> Vec<&Line> {
         let name = host.to_string();
         self.lines.iter().filter(|line| line.hosts.matches(&name)).collect()
-    }
-
-    fn at(&self, line: &Line) -> FileLine {
-        FileLine { file: self.file.clone(), line: line.number }
-    }
-
-    fn pinned(&self, line: &Line) -> PinnedKey {
-        PinnedKey {
-            fingerprint: line.key.fingerprint(),
-            algorithm: Some(line.key.algorithm()),
-            is_authority: line.marker == Marker::CertAuthority,
-            at: Some(self.at(line)),
-        }
     }
 }
 
@@ -206,7 +204,20 @@ struct Unusable {
 }
 
 impl Line {
-    fn parse(number: usize, line: &str) -> Result<Self, Unusable> {
+    fn at(&self) -> FileLine {
+        FileLine { file: self.file.to_path_buf(), line: self.number }
+    }
+
+    fn pinned(&self) -> PinnedKey {
+        PinnedKey {
+            fingerprint: self.key.fingerprint(),
+            algorithm: Some(self.key.algorithm()),
+            is_authority: self.marker == Marker::CertAuthority,
+            at: Some(self.at()),
+        }
+    }
+
+    fn parse(file: &Arc<Path>, number: usize, line: &str) -> Result<Self, Unusable> {
         let mut fields = line.split_ascii_whitespace().peekable();
         let marker = match fields.next_if(|field| field.starts_with('@')) {
             None => Marker::None,
@@ -223,7 +234,7 @@ impl Line {
         };
         let hosts = Hosts::parse(hosts).map_err(|what| unusable(what.into()))?;
         match decode_key(kind, base64) {
-            Ok(key) => Ok(Self { number, marker, hosts, key: PublicKey::new(key, "") }),
+            Ok(key) => Ok(Self { file: file.clone(), number, marker, hosts, key: PublicKey::new(key, "") }),
             // No hub can prove that it holds a key of a type that this build does not know: the line revokes nothing.
             Err(error @ InvalidPublicKey::UnknownAlgorithm { .. }) => {
                 Err(Unusable { what: error.to_string(), revokes_something: false })

@@ -100,6 +100,9 @@ pub enum HostKeysError {
     /// A fingerprint was added to a rule that is not made of keys and fingerprints.
     #[error("a fingerprint can be added to fingerprints and public keys only")]
     NotPinned,
+    /// A file was added to a rule that is not made of files.
+    #[error("a known_hosts file can be added to known_hosts files only")]
+    NoKnownHosts,
 }
 
 /// Why a hub's host key was not believed. Nothing was sent to the hub that a stranger may not see: no agent id and no

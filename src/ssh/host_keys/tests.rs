@@ -46,6 +46,28 @@ async fn file_is_read_again_at_each_check_and_fails_closed() {
     assert!(matches!(check(&rule, &old).await, Err(HostKeyError::Unreadable { .. })));
 }
 
+#[tokio::test]
+async fn lines_of_all_files_count_alike() {
+    let (one, two, stolen) = (key(), key(), key());
+    let (_directory, first) = file(&format!("[hub]:2222 {one}\n[hub]:2222 {stolen}\n"));
+    let (_other_directory, second) = file(&format!("nonsense\n[hub]:2222 {two}\n@revoked * {stolen}\n"));
+    let rule = HostKeys::known_hosts(&first).unwrap().or_known_hosts(&second).unwrap();
+    check(&rule, &one).await.unwrap();
+    check(&rule, &two).await.unwrap();
+    let error = check(&rule, &stolen).await.unwrap_err();
+    assert!(matches!(&error, HostKeyError::Revoked { at, .. } if at.file == second && at.line == 3), "{error:?}");
+    let problems = rule.problems();
+    assert!(matches!(&problems[..], [one] if one.at.file == second && one.at.line == 1), "{problems:?}");
+
+    fs::remove_file(&second).unwrap();
+    let error = check(&rule, &one).await.unwrap_err();
+    assert!(matches!(&error, HostKeyError::Unreadable { file, .. } if *file == second), "{error:?}");
+    let error = HostKeys::known_hosts(&first).unwrap().or_known_hosts(&second).unwrap_err();
+    assert!(matches!(&error, HostKeysError::Unreadable { file, .. } if *file == second), "{error:?}");
+    let error = HostKeys::public_key(one).or_known_hosts(&first).unwrap_err();
+    assert!(matches!(error, HostKeysError::NoKnownHosts), "{error:?}");
+}
+
 #[test]
 fn file_that_cannot_work_is_an_error_at_once() {
     let (directory, path) = file("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAA\n");
