@@ -232,7 +232,7 @@ pub use ssh::{
     AllowedKeys, AuthError, AuthorizedKeys, AuthorizedKeysError, Authorizer, Certificate, CertificateProblem, Claim,
     Credential, Denied, FileLine, ForwardRequest, Grant, HostKeyError, HostKeys, HostKeysError, Identity,
     InvalidCertificate, InvalidPublicKey, KeyError, KnownHostsProblem, LineProblem, OfferedHostKey, PinnedKey,
-    PrivateKey, PublicKey, TunnelIo,
+    PrivateKey, PublicKey, Revocation, TunnelIo,
 };
 #[cfg(feature = "websocket")]
 #[cfg(unix)]

@@ -244,13 +244,13 @@ pub enum Denied {
         /// The option's name, as the CA wrote it.
         name: String,
     },
-    /// The key or its CA is on the list of revoked keys.
-    #[error("{what} is revoked: {} lists {fingerprint}", .file.display())]
+    /// The key or certificate, or the key of its CA, is on the list of what is revoked.
+    #[error("{what} is revoked: {} lists {by}", .file.display())]
     Revoked {
-        /// The key or certificate.
+        /// The key, the certificate, its own key or its CA.
         what: String,
-        /// SHA-256 fingerprint of the revoked key: the peer's own, or that of the CA.
-        fingerprint: String,
+        /// The entry of the list.
+        by: Revocation,
         /// The list.
         file: PathBuf,
     },
@@ -284,6 +284,57 @@ pub enum Denied {
     /// Any other reason, from an authorizer of your own. Control characters in it are escaped when displayed.
     #[error("{}", .0.escape_debug())]
     Other(String),
+}
+
+/// An entry of a list of what is revoked, and so the reason why a key or certificate may not be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Revocation {
+    /// A key.
+    Key {
+        /// Its SHA-256 fingerprint.
+        fingerprint: String,
+    },
+    /// The fingerprint of a key.
+    Fingerprint {
+        /// As it is listed, `SHA256:…` or `SHA1:…`.
+        fingerprint: String,
+    },
+    /// The serial number of a certificate.
+    Serial {
+        /// The number, which is never 0.
+        serial: u64,
+        /// SHA-256 fingerprint of the CA that gave it; `None` if it is revoked whoever gave it.
+        authority: Option<String>,
+    },
+    /// The key id of a certificate.
+    KeyId {
+        /// The id. Any text at all: escaped and cut when displayed.
+        key_id: String,
+        /// SHA-256 fingerprint of the CA that gave it; `None` if it is revoked whoever gave it.
+        authority: Option<String>,
+    },
+}
+
+impl fmt::Display for Revocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let authority = match self {
+            Self::Key { fingerprint } => return write!(f, "the key {fingerprint}"),
+            Self::Fingerprint { fingerprint } => return write!(f, "the fingerprint {fingerprint}"),
+            Self::Serial { serial, authority } => {
+                write!(f, "serial {serial} of ")?;
+                authority
+            }
+            Self::KeyId { key_id, authority } => {
+                write!(f, "the key id `{}` of ", Brief(key_id))?;
+                authority
+            }
+        };
+        match authority {
+            Some(fingerprint) => write!(f, "the CA {fingerprint}"),
+            None => f.write_str("every CA"),
+        }
+    }
 }
 
 /// How many names an error lists before it only counts.
@@ -344,6 +395,11 @@ mod tests {
             Denied::IdNotGranted { agent_id: id, fingerprint: "SHA256:x".into(), granted: vec![evil.clone()] },
             Denied::UnsupportedOption { what: "certificate".into(), name: evil.clone() },
             Denied::SourceNotAllowed { what: "certificate".into(), peer: None, allowed: evil.clone() },
+            Denied::Revoked {
+                what: "certificate".into(),
+                by: Revocation::KeyId { key_id: evil.clone(), authority: None },
+                file: "revoked".into(),
+            },
             Denied::Other(evil),
         ];
         for denied in denials {

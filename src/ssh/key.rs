@@ -18,7 +18,7 @@ pub use error::KeyError;
 use file::{MAX_KEY_FILE, Readers};
 use public::decode_certificate;
 pub use public::{InvalidPublicKey, PublicKey};
-pub(crate) use public::{decode_base64, decode_key};
+pub(crate) use public::{decode_base64, decode_key, name_inside};
 
 /// A private key, optionally with an OpenSSH certificate for it: a hub's host key, or an agent's own.
 ///

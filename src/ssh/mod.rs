@@ -20,7 +20,7 @@ mod write_behind;
 pub use self::allowed_keys::AllowedKeys;
 pub use self::authorized_keys::certificate::{Certificate, InvalidCertificate};
 pub use self::authorized_keys::{AuthorizedKeys, AuthorizedKeysError, LineProblem};
-pub use self::authorizer::{Authorizer, Claim, Credential, Denied, Grant};
+pub use self::authorizer::{Authorizer, Claim, Credential, Denied, Grant, Revocation};
 pub use self::client::ForwardRequest;
 pub use self::host_keys::{
     CertificateProblem, FileLine, HostKeyError, HostKeys, HostKeysError, KnownHostsProblem, OfferedHostKey, PinnedKey,

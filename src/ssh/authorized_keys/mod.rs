@@ -3,6 +3,7 @@
 pub(crate) mod certificate;
 mod file;
 pub(crate) mod key_rules;
+mod krl;
 mod line;
 mod options;
 mod pattern;
@@ -23,6 +24,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::id::AgentId;
 use crate::ssh::authorized_keys::file::KeyFile;
+use crate::ssh::authorized_keys::krl::KrlFault;
 use crate::ssh::authorized_keys::pattern::PathPattern;
 use crate::ssh::authorized_keys::revoked::{BadRevokedKeys, RevokedKeys};
 use crate::ssh::authorized_keys::watched::{Absence, MAX_FILE, Watched};
@@ -167,12 +169,6 @@ pub enum AuthorizedKeysError {
         /// The percent sign and what follows it.
         token: String,
     },
-    /// A list of revoked keys in the binary form of `ssh-keygen -k`.
-    #[error("{} is a binary list: list revoked public keys as text, one per line", .path.display())]
-    BinaryRevokedKeys {
-        /// The list.
-        path: PathBuf,
-    },
     /// A list of revoked keys with a line that is no key, so that nobody knows what it should revoke.
     #[error("{}:{line}: {what}", .path.display())]
     BadRevokedKey {
@@ -181,6 +177,16 @@ pub enum AuthorizedKeysError {
         /// The line, counted from 1.
         line: usize,
         /// What is wrong with it.
+        what: String,
+    },
+    /// A binary list of what is revoked with something in it that is not understood.
+    #[error("{} at byte {at}: {what}", .path.display())]
+    BadKrl {
+        /// The list.
+        path: PathBuf,
+        /// Where in the file, in bytes from its start.
+        at: usize,
+        /// What is wrong there.
         what: String,
     },
 }
@@ -218,12 +224,14 @@ impl AuthorizedKeys {
         })
     }
 
-    /// Refuses the keys in this file, whatever else says: one public key per line, as in the text form of sshd's
-    /// `RevokedKeys`. Off by default.
+    /// Refuses the keys and certificates in this list, whatever else says. Off by default.
     ///
-    /// A certificate is refused if its own key or its CA's is listed. The file is read again when it changes; if it
-    /// cannot be used, or a line in it is not a key, everybody is denied. Binary lists (`ssh-keygen -k`) are not
-    /// supported.
+    /// The file is either form of sshd's `RevokedKeys`: public keys, one per line, or what `ssh-keygen -k` writes, with
+    /// keys, fingerprints of keys, and serial numbers and key ids of certificates. It means what it means to sshd: a
+    /// certificate is refused if it is listed, or its own key is, or its CA's; the serial number 0 is none.
+    ///
+    /// The file is read again when it changes. If it cannot be used, or anything in it is not understood, everybody is
+    /// denied. Replace it by renaming, for a list that is cut short may look whole.
     ///
     /// # Errors
     /// When the file cannot be used.
@@ -332,12 +340,14 @@ fn read(
 }
 
 fn read_revoked(watched: &Watched<RevokedKeys>, now: SystemTime) -> Result<Arc<RevokedKeys>, AuthorizedKeysError> {
-    watched.current(now, |text, _| {
+    watched.current(now, |file, _| {
         let path = watched.path().to_path_buf();
-        RevokedKeys::parse(text).map_err(|fault| match fault {
-            BadRevokedKeys::Binary => AuthorizedKeysError::BinaryRevokedKeys { path },
+        RevokedKeys::parse(file).map_err(|fault| match fault {
             BadRevokedKeys::Line(line, fault) => {
                 AuthorizedKeysError::BadRevokedKey { path, line, what: fault.to_string() }
+            }
+            BadRevokedKeys::Binary(KrlFault { at, what }) => {
+                AuthorizedKeysError::BadKrl { path, at, what: what.to_string() }
             }
         })
     })

@@ -1,4 +1,4 @@
-//! The list of revoked keys.
+//! The list of what is revoked.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -6,53 +6,76 @@ use std::path::Path;
 use russh::keys::ssh_key::HashAlg;
 use russh::keys::ssh_key::public::KeyData;
 
+use crate::ssh::authorized_keys::certificate::Certificate;
 use crate::ssh::authorized_keys::file;
+use crate::ssh::authorized_keys::krl::{self, Krl, KrlFault};
 use crate::ssh::authorized_keys::line::{self, LineFault};
-use crate::ssh::authorizer::{Credential, Denied};
+use crate::ssh::authorizer::{Credential, Denied, Revocation};
 
-/// Keys that nobody may use any more, one per line, as in the text form of sshd's `RevokedKeys`.
-#[derive(Debug, Default)]
-pub(super) struct RevokedKeys(HashSet<KeyData>);
+/// Keys and certificates that nobody may use any more: either form of sshd's `RevokedKeys`.
+#[derive(Debug)]
+pub(super) enum RevokedKeys {
+    /// Keys, one per line.
+    Text(HashSet<KeyData>),
+    /// What `ssh-keygen -k` writes.
+    Binary(Krl),
+}
 
-/// How a binary list made by `ssh-keygen -k` starts.
-const BINARY_MAGIC: &[u8] = b"SSHKRL\n\0";
-
-/// A list that cannot be used. One line that is not understood spoils it all: it might be the key that was stolen.
+/// A list that cannot be used. Anything that is not understood spoils it all: it might be the key that was stolen.
 #[derive(Debug)]
 pub(super) enum BadRevokedKeys {
-    Binary,
     Line(usize, LineFault),
+    Binary(KrlFault),
 }
 
 impl RevokedKeys {
-    pub(super) fn parse(text: &[u8]) -> Result<Self, BadRevokedKeys> {
-        if text.starts_with(BINARY_MAGIC) {
-            return Err(BadRevokedKeys::Binary);
+    pub(super) fn parse(file: &[u8]) -> Result<Self, BadRevokedKeys> {
+        if file.starts_with(krl::MAGIC) {
+            return Krl::parse(file).map(Self::Binary).map_err(BadRevokedKeys::Binary);
         }
         let mut keys = HashSet::new();
-        for (number, text) in file::lines(text) {
+        for (number, text) in file::lines(file) {
             match text.and_then(|text| line::parse_bare(&text)) {
                 Ok(key) => keys.extend(key),
                 Err(fault) => return Err(BadRevokedKeys::Line(number, fault)),
             }
         }
-        Ok(Self(keys))
+        Ok(Self::Text(keys))
     }
 
-    /// Refuses a key on the list, and a certificate whose own key or whose CA is; `path` is for messages.
+    /// Refuses a key on the list, and a certificate that is on it, or whose own key is, or whose CA's; `path` is for
+    /// messages.
     pub(super) fn check(&self, credential: &Credential, path: &Path) -> Result<(), Denied> {
-        let (keys, what) = match credential {
-            Credential::Key(key) => (vec![key.key_data()], "the key".to_owned()),
+        let revoked = match credential {
+            Credential::Key(key) => self.key(key.key_data()).map(|by| ("the key".to_owned(), by)),
             Credential::Certificate(certificate) => {
-                (vec![certificate.0.public_key(), certificate.0.signature_key()], certificate.to_string())
+                let its_key =
+                    || self.key(certificate.0.public_key()).map(|by| (format!("the key of {certificate}"), by));
+                let itself = || self.certificate(certificate).map(|by| (certificate.to_string(), by));
+                let its_ca =
+                    || self.key(certificate.0.signature_key()).map(|by| (format!("the CA of {certificate}"), by));
+                its_key().or_else(itself).or_else(its_ca)
             }
         };
-        match keys.into_iter().find(|key| self.0.contains(key)) {
+        match revoked {
             None => Ok(()),
-            Some(key) => {
-                let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
-                Err(Denied::Revoked { what, fingerprint, file: path.into() })
-            }
+            Some((what, by)) => Err(Denied::Revoked { what, by, file: path.into() }),
+        }
+    }
+
+    fn key(&self, key: &KeyData) -> Option<Revocation> {
+        match self {
+            Self::Text(keys) => keys
+                .contains(key)
+                .then(|| Revocation::Key { fingerprint: key.fingerprint(HashAlg::Sha256).to_string() }),
+            Self::Binary(list) => list.key(key),
+        }
+    }
+
+    fn certificate(&self, certificate: &Certificate) -> Option<Revocation> {
+        match self {
+            Self::Text(_) => None,
+            Self::Binary(list) => list.certificate(certificate),
         }
     }
 }
@@ -81,7 +104,9 @@ mod tests {
         let good = key().openssh();
         let text = format!("{good}\nserial: 5\n");
         assert!(matches!(RevokedKeys::parse(text.as_bytes()), Err(BadRevokedKeys::Line(2, _))));
-        assert!(matches!(RevokedKeys::parse(b"SSHKRL\n\0\0\0\0\x01"), Err(BadRevokedKeys::Binary)));
+        let cut = RevokedKeys::parse(b"SSHKRL\n\0\0\0\0\x01");
+        assert!(matches!(cut, Err(BadRevokedKeys::Binary(KrlFault { at: 12, .. }))), "{cut:?}");
+        assert!(matches!(RevokedKeys::parse(b"SSHKRL\n"), Err(BadRevokedKeys::Line(1, _))));
         assert!(RevokedKeys::parse(b"").is_ok());
     }
 }

@@ -184,7 +184,7 @@ pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
 }
 
 /// The algorithm name that every key and certificate starts with (RFC 4253, section 6.6).
-fn name_inside(blob: &[u8]) -> Option<&str> {
+pub(crate) fn name_inside(blob: &[u8]) -> Option<&str> {
     let (length, rest) = blob.split_first_chunk::<4>()?;
     let name = rest.get(..usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     std::str::from_utf8(name).ok()
