@@ -123,8 +123,8 @@
 //! # Identity
 //! An agent claims an id as its SSH user name and proves a key: a [`PrivateKey`] file, encrypted or not, with an OpenSSH
 //! certificate or not, or the keys of a running ssh-agent ([`Identity`]). An [`Authorizer`] says which ids that grants:
-//! [`AuthorizedKeys`] reads OpenSSH files and certificates and follows their changes, [`AllowedKeys`] is a list in
-//! memory, and the trait takes anything else. A key never gets an id that it was not granted, and whoever is refused is
+//! [`AuthorizedKeys`] reads OpenSSH files (`authorized_keys`, the keys of user CAs, and what is revoked) and follows
+//! their changes, [`AllowedKeys`] is a list in memory, and the trait takes anything else. A key never gets an id that it was not granted, and whoever is refused is
 //! not told why. The hub asks again while a tunnel lives ([`Authorizer::recheck_every`]): what is taken back ends it.
 //!
 //! # Host keys

@@ -221,7 +221,9 @@ pub enum Denied {
         allowed: String,
     },
     /// The certificate was signed by a CA that nobody trusts here.
-    #[error("{what} is signed by {authority}, which is not a trusted CA: add a `cert-authority` line for it")]
+    #[error(
+        "{what} is signed by {authority}, which is not a trusted CA: add it to the trusted user CA keys, or as a `cert-authority` line"
+    )]
     WrongCa {
         /// The certificate.
         what: String,

@@ -9,6 +9,7 @@ use russh::keys::ssh_key::public::KeyData;
 
 use crate::id::AgentId;
 use crate::ssh::authorized_keys::certificate::Certificate;
+use crate::ssh::authorized_keys::key_rules;
 use crate::ssh::authorized_keys::line::{self, Line, LineFault};
 use crate::ssh::authorized_keys::options::Options;
 use crate::ssh::authorizer::{Claim, Credential, Denied, Grant};
@@ -62,6 +63,20 @@ impl KeyFile {
             }
         }
         file
+    }
+
+    /// Reads a list of CAs, one public key per line: each is trusted as by a `cert-authority` line without options.
+    /// A line that is not understood spoils the list.
+    pub(super) fn parse_authorities(text: &[u8]) -> Result<Self, (usize, LineFault)> {
+        let mut file = Self::default();
+        for (number, text) in lines(text) {
+            let key = text.and_then(|text| line::parse_bare(&text)).map_err(|fault| (number, fault))?;
+            let Some(key) = key else { continue };
+            key_rules::check(&key).map_err(|fault| (number, LineFault::Key(fault)))?;
+            let options = Options { authority: true, ..Options::default() };
+            file.lines.entry(key).or_default().push(Entry { line: number, terms: Terms::new(options, None) });
+        }
+        Ok(file)
     }
 
     /// How many different keys it names.
@@ -240,6 +255,19 @@ mod tests {
         let found: Vec<_> = file.problems.iter().map(|(line, _)| *line).collect();
         assert_eq!(found, [2, 5]);
         assert_eq!(file.problems[1].1, LineFault::NoPrincipals);
+    }
+
+    #[test]
+    fn a_list_of_authorities_is_understood_completely_or_not_at_all() {
+        let (one, two) = (key().openssh(), key().openssh());
+        let good = format!("# the CAs\r\n\n  {one} the first\n{two}");
+        let list = KeyFile::parse_authorities(good.as_bytes()).expect("a list");
+        assert_eq!(list.len(), 2);
+        assert_eq!(KeyFile::parse_authorities(b"").expect("an empty list").len(), 0);
+        for bad in [format!("cert-authority {one}"), "ssh-ed25519 AAAA".into(), "garbage".into(), "x".repeat(70_000)] {
+            let (line, _) = KeyFile::parse_authorities(format!("{good}\n{bad}\n").as_bytes()).expect_err(&bad);
+            assert_eq!(line, 5, "{bad:.40}");
+        }
     }
 
     #[test]

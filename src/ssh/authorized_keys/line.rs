@@ -58,7 +58,7 @@ pub(super) fn parse(line: &str) -> Result<Option<Line>, LineFault> {
     Ok(Some(Line { key: parse_key(rest)?, options: options::interpret(raw) }))
 }
 
-/// Reads a key without options, as in a list of revoked keys; `None` for an empty line or a comment.
+/// Reads a key without options, as in a list of revoked keys or of CAs; `None` for an empty line or a comment.
 pub(super) fn parse_bare(line: &str) -> Result<Option<KeyData>, LineFault> {
     let line = line.trim_matches([' ', '\t']);
     if line.is_empty() || line.starts_with('#') {

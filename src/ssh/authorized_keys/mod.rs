@@ -28,7 +28,7 @@ use crate::ssh::authorized_keys::krl::KrlFault;
 use crate::ssh::authorized_keys::pattern::PathPattern;
 use crate::ssh::authorized_keys::revoked::{BadRevokedKeys, RevokedKeys};
 use crate::ssh::authorized_keys::watched::{Absence, MAX_FILE, Watched};
-use crate::ssh::authorizer::{Authorizer, Claim, Denied, Grant};
+use crate::ssh::authorizer::{Authorizer, Claim, Credential, Denied, Grant};
 
 /// How many agents' files are remembered, where every agent has its own. Only files that exist take a place, so that
 /// strangers who ask for made-up ids cannot push them out.
@@ -36,7 +36,7 @@ const MAX_REMEMBERED: usize = 1024;
 
 /// OpenSSH authorized_keys files as the list of agents.
 ///
-/// Two layouts, as with `AuthorizedKeysFile` of sshd_config(5):
+/// Two layouts, as with `AuthorizedKeysFile` of sshd_config(5), or [none](Self::none):
 /// - **one file for all agents**, where every line names the ids its key may be:
 ///   `principals="laptop-1,laptop-2" ssh-ed25519 AAAA…`; a line that names none grants nothing, and `*` does not exist;
 /// - **one file per agent**, when the path contains `%u`, which stands for the agent id (`%%` for a percent sign):
@@ -47,8 +47,9 @@ const MAX_REMEMBERED: usize = 1024;
 /// # Certificates
 /// The key of a `cert-authority` line is that of a CA. An OpenSSH user certificate it signed is accepted as
 /// [`Certificate::check`](certificate::Certificate::check) says, for the ids it lists as principals; `principals=` on
-/// the line limits which ids that CA is trusted for, and the other options on it apply too. The CA's own key is
-/// nobody's, and a certificate never counts as the plain key in it.
+/// the line limits which ids that CA is trusted for, and the other options on it apply too. The CAs of
+/// [`trusted_user_ca_keys`](Self::trusted_user_ca_keys) are trusted for every id. The CA's own key is nobody's, and a
+/// certificate never counts as the plain key in it.
 ///
 /// # Keys
 /// Ed25519, ECDSA on the NIST curves, and RSA from 2048 bits with the feature `rsa`. DSA keys and security keys
@@ -75,9 +76,10 @@ const MAX_REMEMBERED: usize = 1024;
 /// Files are read again when they change: every claim looks at the file's times, size and inode (one `stat`) on
 /// tokio's blocking pool, because a file may be on a network. A line that is not understood is reported once to
 /// `tracing` and by [`problems`](Self::problems), and the others stay in force. A hub ends the tunnels of agents that
-/// are not granted any more, by the file or by [`revoked_keys`](Self::revoked_keys), within 5 s. A file that cannot be read, is
-/// larger than 16 MiB, or may be written by its group or by others denies everybody ([`Denied::Unavailable`]) until
-/// it is repaired. Who owns the file and who can write its directory is not checked: keep both as you would for sshd.
+/// are not granted any more, or [revoked](Self::revoked_keys), within 5 s. A file that cannot be read, is larger than
+/// 16 MiB, or may be written by its group or by others denies everybody whom it concerns ([`Denied::Unavailable`])
+/// until it is repaired. Who owns the file and who can write its directory is not checked: keep both as you would for
+/// sshd.
 ///
 /// Clones share what they have read. Dropping it closes nothing.
 ///
@@ -97,8 +99,10 @@ const MAX_REMEMBERED: usize = 1024;
 /// ```
 #[derive(Debug, Clone)]
 pub struct AuthorizedKeys {
-    pattern: Arc<PathPattern>,
+    /// Without one there are no lines, and nobody is granted anything by a plain key.
+    pattern: Option<Arc<PathPattern>>,
     remembered: Arc<Mutex<Remembered>>,
+    authorities: Option<Arc<Watched<KeyFile>>>,
     revoked: Option<Arc<Watched<RevokedKeys>>>,
     accepted_labels: BTreeSet<String>,
 }
@@ -169,6 +173,16 @@ pub enum AuthorizedKeysError {
         /// The percent sign and what follows it.
         token: String,
     },
+    /// A list of trusted CAs with a line that is no key of a CA.
+    #[error("{}:{line}: {what}", .path.display())]
+    BadUserCaKey {
+        /// The list.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A list of revoked keys with a line that is no key, so that nobody knows what it should revoke.
     #[error("{}:{line}: {what}", .path.display())]
     BadRevokedKey {
@@ -216,12 +230,46 @@ impl AuthorizedKeys {
             read(&watched, None, SystemTime::now())?;
             remembered.keep(None, watched);
         }
-        Ok(Self {
-            pattern: Arc::new(pattern),
-            remembered: Arc::new(Mutex::new(remembered)),
+        Ok(Self { pattern: Some(Arc::new(pattern)), remembered: Arc::new(Mutex::new(remembered)), ..Self::none() })
+    }
+
+    /// Uses no file at all, as `AuthorizedKeysFile none`: whoever gets in has a certificate, by a CA of
+    /// [`trusted_user_ca_keys`](Self::trusted_user_ca_keys).
+    pub fn none() -> Self {
+        Self {
+            pattern: None,
+            remembered: Arc::default(),
+            authorities: None,
             revoked: None,
             accepted_labels: BTreeSet::new(),
-        })
+        }
+    }
+
+    /// Trusts the CAs in this file, as by `TrustedUserCAKeys` of sshd_config(5): public keys, one per line, with empty
+    /// lines and comments. Off by default.
+    ///
+    /// A certificate of one of them is accepted as under a `cert-authority` line without options: its holder may be
+    /// the agents that it lists as principals, and without principals nobody. It is enough if either a line or this
+    /// file grants it; labels come from lines only.
+    ///
+    /// The file is read again when it changes. If it cannot be used, or a line in it is not the key of a CA, it trusts
+    /// nobody, and a certificate that no line grants is denied ([`Denied::Unavailable`]).
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use dialback::AuthorizedKeys;
+    ///
+    /// let keys = AuthorizedKeys::none().trusted_user_ca_keys("keys/user_ca.pub")?.revoked_keys("keys/revoked")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn trusted_user_ca_keys(self, path: impl Into<PathBuf>) -> Result<Self, AuthorizedKeysError> {
+        let authorities = Arc::new(Watched::new(path.into(), Absence::Fault));
+        read_authorities(&authorities, SystemTime::now())?;
+        Ok(Self { authorities: Some(authorities), ..self })
     }
 
     /// Refuses the keys and certificates in this list, whatever else says. Off by default.
@@ -268,10 +316,27 @@ impl AuthorizedKeys {
             let keys = read_revoked(revoked, now).map_err(|source| Denied::Unavailable { source })?;
             keys.check(&claim.credential, revoked.path())?;
         }
-        let Some(path) = self.pattern.path(&claim.agent_id) else {
+        let by_line = self.decide_by_line(claim, now);
+        match (&self.authorities, &claim.credential, by_line) {
+            (_, _, Err(denied @ Denied::Unavailable { .. })) => Err(denied),
+            (Some(authorities), Credential::Certificate(_), Err(by_line)) => {
+                let file = read_authorities(authorities, now).map_err(|source| Denied::Unavailable { source })?;
+                match (file.decide(claim, now, authorities.path()), by_line) {
+                    // It does not know the CA, and a line may.
+                    (Err(Denied::WrongCa { .. }), by_line) if !is_unknown(&by_line) => Err(by_line),
+                    (decision, _) => decision,
+                }
+            }
+            (_, _, decision) => decision,
+        }
+    }
+
+    fn decide_by_line(&self, claim: &Claim, now: SystemTime) -> Result<Grant, Denied> {
+        let path = self.pattern.as_ref().and_then(|pattern| Some((pattern, pattern.path(&claim.agent_id)?)));
+        let Some((pattern, path)) = path else {
             return Err(Denied::UnknownKey { fingerprint: claim.credential.fingerprint() });
         };
-        let (owner, absence) = match *self.pattern {
+        let (owner, absence) = match **pattern {
             PathPattern::Single(_) => (None, Absence::Fault),
             PathPattern::PerAgent(_) => (Some(claim.agent_id.clone()), Absence::Normal),
         };
@@ -321,6 +386,11 @@ impl Remembered {
     }
 }
 
+/// Whether no line was about the key of a claim.
+fn is_unknown(denied: &Denied) -> bool {
+    matches!(denied, Denied::UnknownKey { .. } | Denied::UnknownAgent { .. })
+}
+
 /// Reads an authorized_keys file if it has changed, and reports its problems if they have.
 fn read(
     watched: &Watched<KeyFile>,
@@ -336,6 +406,16 @@ fn read(
         }
         tracing::debug!(file = %watched.path().display(), keys = file.len(), "read authorized keys");
         Ok(file)
+    })
+}
+
+fn read_authorities(watched: &Watched<KeyFile>, now: SystemTime) -> Result<Arc<KeyFile>, AuthorizedKeysError> {
+    watched.current(now, |text, _| {
+        KeyFile::parse_authorities(text).map_err(|(line, fault)| AuthorizedKeysError::BadUserCaKey {
+            path: watched.path().into(),
+            line,
+            what: fault.to_string(),
+        })
     })
 }
 

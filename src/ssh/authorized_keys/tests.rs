@@ -264,6 +264,105 @@ fn keys_and_certificates_are_not_mixed_up() {
 }
 
 #[test]
+fn trusted_user_ca_keys_are_enough() {
+    let (agent, ca, line_ca) = (key(), key(), key());
+    let dir = dir_with("# nobody\n");
+    let list = dir.path().join("user_ca");
+    write(&list, &format!("# the CA of laptops\n\n{} laptops\n", ca.openssh()));
+    let only = AuthorizedKeys::none().trusted_user_ca_keys(&list).expect("a list");
+    let beside_a_file = open(&dir).trusted_user_ca_keys(&list).expect("a list");
+    let beside_files = AuthorizedKeys::open(dir.path().join("%u")).expect("opens");
+    let beside_files = beside_files.trusted_user_ca_keys(&list).expect("a list");
+    let both = |builder: &mut Builder| {
+        builder.valid_principal("laptop-2").expect("set");
+    };
+    let nobody = certificate_between(&agent, &ca, 0, u64::MAX, |builder| {
+        builder.all_principals_valid().expect("set");
+    });
+    let expired = certificate_between(&agent, &ca, 0, NOON, |builder| {
+        builder.valid_principal("laptop-1").expect("set");
+    });
+    for keys in [only, beside_a_file, beside_files] {
+        let decide = |claim: Claim| keys.decide(&claim, noon()).map(|_| ()).map_err(|denied| denied.to_string());
+        let certified = |id, certificate| decide(with_certificate(id, certificate));
+        assert_eq!(certified("laptop-1", certificate(&agent, &ca, |_| {})), Ok(()));
+        assert_eq!(certified("laptop-2", certificate(&agent, &ca, both)), Ok(()));
+        for (id, certificate, why) in [
+            ("laptop-2", certificate(&agent, &ca, |_| {}), "granted laptop-1"),
+            ("laptop-1", nobody.clone(), "granted no id"),
+            ("laptop-1", certificate(&agent, &line_ca, |_| {}), "not a trusted CA"),
+            ("laptop-1", expired.clone(), "expired"),
+        ] {
+            let denied = certified(id, certificate).expect_err(why);
+            assert!(denied.contains(why), "{denied}");
+        }
+        for nobody in [&agent, &ca] {
+            assert!(decide(key_claim("laptop-1", nobody)).is_err(), "only certificates are trusted");
+        }
+    }
+}
+
+#[test]
+fn either_a_line_or_a_trusted_ca_may_grant() {
+    let (agent, ca, line_ca) = (key(), key(), key());
+    let text = format!(
+        "principals=\"laptop-1\" {}\ncert-authority,environment=\"site=rome\" {}\ncert-authority,from=\"10.0.0.0/8\" {}\n",
+        agent.openssh(),
+        line_ca.openssh(),
+        ca.openssh()
+    );
+    let dir = dir_with(&text);
+    let list = dir.path().join("user_ca");
+    write(&list, &ca.openssh());
+    let keys = open(&dir).trusted_user_ca_keys(&list).expect("a list");
+    let by = |authority| with_certificate("laptop-1", certificate(&agent, authority, |_| {}));
+    let site = |claim: &Claim| keys.decide(claim, noon()).map(|grant| grant.labels.get("site").cloned());
+    assert_eq!(site(&by(&ca)).expect("by the list, whatever the line says"), None);
+    assert_eq!(site(&by(&line_ca)).expect("by its line"), Some("rome".into()));
+    assert_eq!(site(&key_claim("laptop-1", &agent)).expect("by its line"), None);
+
+    // A list that cannot be used takes away what it grants, and no more.
+    for bad in ["garbage\n".to_owned(), format!("cert-authority {}\n", ca.openssh())] {
+        write(&list, &bad);
+        let denied = site(&by(&ca)).expect_err("not understood");
+        assert!(
+            matches!(&denied, Denied::Unavailable { source: AuthorizedKeysError::BadUserCaKey { line: 1, .. } }),
+            "{denied}"
+        );
+        assert!(site(&by(&line_ca)).is_ok() && site(&key_claim("laptop-1", &agent)).is_ok());
+    }
+    fs::remove_file(&list).expect("removed");
+    assert!(matches!(site(&by(&ca)), Err(Denied::Unavailable { .. })));
+    write(&list, "# nobody any more\n");
+    let denied = site(&by(&ca)).expect_err("not trusted any more");
+    assert!(matches!(denied, Denied::SourceNotAllowed { .. }), "the line says why: {denied}");
+    write(&list, &ca.openssh());
+    assert!(site(&by(&ca)).is_ok());
+
+    // Lines that cannot be read deny everybody.
+    fs::remove_file(dir.path().join("authorized_keys")).expect("removed");
+    assert!(matches!(site(&by(&ca)), Err(Denied::Unavailable { .. })));
+}
+
+#[test]
+fn a_list_of_authorities_that_cannot_be_used_is_an_error_at_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("user_ca");
+    let open = || AuthorizedKeys::none().trusted_user_ca_keys(&path).expect_err("unusable");
+    assert!(matches!(open(), AuthorizedKeysError::Read { .. }));
+    write(&path, &format!("{}\nssh-ed25519 AAAA\n", key().openssh()));
+    let error = open().to_string();
+    assert!(error.contains("user_ca:2: ") && error.contains("damaged"), "{error}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        write(&path, &key().openssh());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).expect("chmod");
+        assert!(matches!(open(), AuthorizedKeysError::WritableByOthers { .. }));
+    }
+}
+
+#[test]
 fn revoked_keys_and_authorities_are_refused_at_once() {
     let (agent, ca) = (key(), key());
     let text = format!("cert-authority {}\nprincipals=\"laptop-1\" {}", ca.openssh(), agent.openssh());
