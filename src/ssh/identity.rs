@@ -6,12 +6,13 @@ mod ssh_agent;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use russh::client::{AuthResult, Handle, Handler};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::signature;
 use russh::keys::ssh_encoding::Encode;
+use russh::keys::ssh_key::Certificate;
 use russh::keys::ssh_key::private::KeypairData;
 use russh::keys::{Algorithm, HashAlg};
 use russh::{MethodKind, Signer};
@@ -19,6 +20,7 @@ use russh::{MethodKind, Signer};
 #[cfg(unix)]
 use super::key::KeyError;
 use super::key::{PrivateKey, PublicKey};
+use crate::time::{Utc, unix_seconds};
 #[cfg(unix)]
 use ssh_agent::SshAgent;
 
@@ -204,8 +206,20 @@ fn label(key: &AgentIdentity) -> String {
         AgentIdentity::PublicKey { .. } => summary,
         AgentIdentity::Certificate { certificate, .. } => {
             let name: String = certificate.key_id().chars().take(80).collect();
-            format!("{summary} with certificate `{}`", name.escape_debug())
+            format!("{summary} with certificate `{}`{}", name.escape_debug(), out_of_date(certificate))
         }
+    }
+}
+
+/// Why a hub is bound to refuse a certificate, by this machine's clock: it does not say so itself.
+fn out_of_date(certificate: &Certificate) -> String {
+    let now = unix_seconds(SystemTime::now());
+    if now >= certificate.valid_before() {
+        format!(" (it expired at {})", Utc(certificate.valid_before()))
+    } else if now < certificate.valid_after() {
+        format!(" (it is not valid before {})", Utc(certificate.valid_after()))
+    } else {
+        String::new()
     }
 }
 
@@ -224,7 +238,7 @@ pub enum AuthError {
     Refused {
         /// The agent id.
         id: String,
-        /// The keys that were shown to the hub: type, fingerprint and certificate.
+        /// The keys that were shown to the hub: type, fingerprint and certificate, with its date if that is the reason.
         offered: Vec<String>,
         /// The keys that were not, and why.
         unused: Vec<String>,

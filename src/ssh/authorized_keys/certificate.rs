@@ -66,7 +66,8 @@ impl Certificate {
     /// the critical options, `source-address` is enforced and every other one refused, `force-command` too: it says
     /// that the certificate is for something else. Extensions concern shells and are ignored.
     ///
-    /// Whether the peer holds the private key, and whether a key was revoked, are not checked here.
+    /// Whether the peer holds the private key, and whether a key was revoked, are not checked here. A hub asks nobody
+    /// about a certificate that is out of date at login, or whose signature is wrong: russh has refused it by then.
     ///
     /// # Errors
     /// The first thing that is wrong.
