@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::peers::{require_program, ssh_keygen, ssh_keygen_sign};
 use common::raw::{self, FakeHub};
 use common::rig::soon;
 use dialback::{
@@ -289,6 +290,72 @@ async fn bad_host_certificates_are_refused() {
         let fake = certified(&key, certificate).await;
         let error = refusal(&fake, KnownHosts::new(&authority_line(&trusted.public_key())).keys()).await;
         assert!(matches!(&error, HostKeyError::Certificate { reason, .. } if expected(reason)), "{what}: {error:?}");
+    }
+}
+
+/// E10, with keys and certificates of stock ssh-keygen: whatever somebody in the middle can show is refused, for a reason of
+/// its own, before the agent says who it is.
+#[tokio::test]
+async fn each_imposter_is_refused_with_a_reason_of_its_own() {
+    if !require_program("ssh-keygen") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let make = |name: &str, kind: &str| ssh_keygen(dir.path(), name, kind);
+    let (ca, ca_public) = make("ca", "ed25519");
+    let (stranger, _) = make("stranger", "ed25519");
+    let (stolen_ca, stolen_ca_public) = make("stolen-ca", "ed25519");
+    let (hub, hub_public) = make("hub", "ed25519");
+    let (other, _) = make("other", "ed25519");
+    let (other_type, _) = make("other-type", "ecdsa");
+    let read = |file: &Path| fs::read_to_string(file).expect("a file");
+    let key = |file: &Path| ssh_key::PrivateKey::from_openssh(read(file)).expect("a key");
+    let sign = |authority: &Path, options: &[&str]| {
+        Certificate::from_openssh(&read(&ssh_keygen_sign(authority, &hub, options))).expect("a certificate")
+    };
+    let trusted = format!(
+        "@cert-authority [127.0.0.1]:*,127.0.0.1 {ca_public}\n@cert-authority [127.0.0.1]:* {stolen_ca_public}\n\
+         @revoked * {stolen_ca_public}\n"
+    );
+
+    for good in [&["-h", "-n", "127.0.0.1"][..], &["-h", "-n", "hub.example.com,127.0.0.*", "-V", "-5m:+1h"]] {
+        connects(&certified(&key(&hub), sign(&ca, good)).await, KnownHosts::new(&trusted).keys()).await;
+    }
+    let here = ["-h", "-n", "127.0.0.1"];
+    let imposters = [
+        ("wrong CA", sign(&stranger, &here), "that authority is not trusted"),
+        ("revoked CA", sign(&stolen_ca, &here), "is revoked ("),
+        ("user certificate", sign(&ca, &["-n", "127.0.0.1"]), "it is a user certificate"),
+        ("wrong host name", sign(&ca, &["-h", "-n", "hub.example.com"]), "it is for `hub.example.com`"),
+        ("no host name", sign(&ca, &["-h"]), "it names no hosts"),
+        ("expired", sign(&ca, &["-h", "-n", "127.0.0.1", "-V", "-2d:-1d"]), "it expired "),
+        ("not yet valid", sign(&ca, &["-h", "-n", "127.0.0.1", "-V", "+1d:+2d"]), "it will not be valid for another "),
+        (
+            "critical option",
+            sign(&ca, &["-h", "-n", "127.0.0.1", "-O", "critical:mood=x"]),
+            "its critical option `mood` is not known",
+        ),
+    ];
+    let bare = [("another key", &other), ("a key of another type", &other_type)];
+    let mut refusals = vec![];
+    for (what, certificate, why) in imposters {
+        let fake = certified(&key(&hub), certificate).await;
+        let error = refusal(&fake, KnownHosts::new(&trusted).keys()).await;
+        refusals.push((what, why, error.to_string()));
+    }
+    for (what, file) in bare {
+        let fake = FakeHub::with_key(&key(file)).await;
+        let port = fake.address.port();
+        let pinned = KnownHosts::new(&pin(port, &hub_public.parse().expect("a key")));
+        let error = refusal(&fake, pinned.keys()).await;
+        assert!(error.to_string().contains(&fingerprint(&key(file))), "{what}: {error}");
+        refusals.push((what, "somebody may be posing as it", error.to_string()));
+    }
+    for (what, why, said) in &refusals {
+        assert!(said.contains(why), "{what}: {said}");
+        for (other, reason, _) in refusals.iter().filter(|(_, reason, _)| reason != why) {
+            assert!(!said.contains(reason), "{what} sounds like {other}: {said}");
+        }
     }
 }
 

@@ -5,16 +5,16 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::openssh::Ssh;
-use common::peers::{Peer, require_program, ssh_keygen};
+use common::peers::{Peer, require_program, ssh_keygen, ssh_keygen_revoke, ssh_keygen_sign};
 use common::raw;
 use common::rig::soon;
 use dialback::{
-    Agent, AllowedKeys, AuthError, AuthorizedKeys, Authorizer, ConnectError, HostKeys, Hub, Identity, PrivateKey,
-    PublicKey,
+    Agent, AllowedKeys, AuthError, AuthorizedKeys, Authorizer, Claim, CloseReason, ConnectError, Credential, Denied,
+    Grant, HostKeys, Hub, Identity, PrivateKey, PublicKey,
 };
 use russh::keys::ssh_key::{
     self,
@@ -230,12 +230,230 @@ async fn certificate_gets_the_ids_that_its_authority_wrote_into_it() {
     }
 }
 
-/// Signs `ID.pub` with stock ssh-keygen.
-fn sign(authority: &Path, key: &Path, principal: &str, validity: &str) {
-    let mut command = std::process::Command::new("ssh-keygen");
-    command.args(["-q", "-I", "test", "-n", principal, "-V", validity, "-s"]).arg(authority);
-    let output = command.arg(key.with_extension("pub")).output().expect("ssh-keygen runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+/// Remembers why certificates were refused, which their holders are not told.
+struct Recorder {
+    keys: AuthorizedKeys,
+    refusals: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait::async_trait]
+impl Authorizer for Recorder {
+    async fn authorize(&self, claim: &Claim) -> Result<Grant, Denied> {
+        let answer = self.keys.authorize(claim).await;
+        if let (Err(denied), Credential::Certificate(_)) = (&answer, &claim.credential) {
+            self.refusals.lock().expect("no panic").push(denied.to_string());
+        }
+        answer
+    }
+
+    fn recheck_every(&self) -> Option<Duration> {
+        self.keys.recheck_every()
+    }
+}
+
+/// I2. Keys, certificates and the list of what is revoked are made by stock ssh-keygen.
+#[tokio::test]
+async fn each_bad_certificate_is_refused_with_a_reason_of_its_own() {
+    if !require_program("ssh-keygen") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    let make = |name: &str| ssh_keygen(dir.path(), name, "ed25519");
+    let ((ca, ca_public), (stolen_ca, stolen_ca_public), (other_ca, _)) =
+        (make("ca"), make("stolen-ca"), make("other-ca"));
+    let ((laptop, _), (stolen, stolen_public)) = (make("laptop"), make("stolen"));
+    let revoked = path("revoked");
+    let spec = format!("serial: 666\nserial: 700-800\nid: lost\nkey: {stolen_public}\nsha1: {stolen_ca_public}\n");
+    ssh_keygen_revoke(&revoked, &["-s", &path("ca.pub").display().to_string()], &spec);
+    let print = |public: &str| public.parse::<PublicKey>().expect("a key").fingerprint();
+
+    let certificates = [
+        ("good", &ca, &laptop, &["-n", "laptop-1"][..], None),
+        ("another principal too", &ca, &laptop, &["-n", "laptop-2,laptop-1"], None),
+        ("valid now", &ca, &laptop, &["-n", "laptop-1", "-V", "-5m:+1h", "-z", "665"], None),
+        ("from here", &ca, &laptop, &["-n", "laptop-1", "-O", "source-address=127.0.0.0/8"], None),
+        ("an extension", &ca, &laptop, &["-n", "laptop-1", "-O", "extension:x@example.com=y"], None),
+        (
+            "expired",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-V", "-2d:-1d"],
+            Some("with certificate `test` (it expired at ".into()),
+        ),
+        (
+            "future",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-V", "+1d:+2d"],
+            Some("with certificate `test` (it is not valid before ".into()),
+        ),
+        ("other CA", &other_ca, &laptop, &["-n", "laptop-1"], Some("is not a trusted CA".into())),
+        ("signed by itself", &laptop, &laptop, &["-n", "laptop-1"], Some("is not a trusted CA".into())),
+        ("host type", &ca, &laptop, &["-n", "laptop-1", "-h"], Some("it is a host certificate".into())),
+        ("wrong principal", &ca, &laptop, &["-n", "laptop-2"], Some("it was granted laptop-2".into())),
+        ("pattern", &ca, &laptop, &["-n", "laptop-*"], Some("it was granted laptop-*".into())),
+        ("no principals", &ca, &laptop, &[], Some("it was granted no id".into())),
+        (
+            "unknown critical option",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-O", "critical:x@example.com=y"],
+            Some("the critical option `x@example.com`".into()),
+        ),
+        (
+            "forced command",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-O", "force-command=true"],
+            Some("the critical option `force-command`".into()),
+        ),
+        (
+            "from elsewhere",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-O", "source-address=192.0.2.0/24"],
+            Some("is not allowed from 127.0.0.1: only from 192.0.2.0/24".into()),
+        ),
+        (
+            "revoked serial",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-z", "666"],
+            Some(format!("revoked lists serial 666 of the CA {}", print(&ca_public))),
+        ),
+        (
+            "revoked range",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-z", "777"],
+            Some(format!("revoked lists serial 777 of the CA {}", print(&ca_public))),
+        ),
+        (
+            "revoked key id",
+            &ca,
+            &laptop,
+            &["-n", "laptop-1", "-I", "lost"],
+            Some(format!("revoked lists the key id `lost` of the CA {}", print(&ca_public))),
+        ),
+        (
+            "revoked key",
+            &ca,
+            &stolen,
+            &["-n", "laptop-1"],
+            Some(format!("revoked lists the key {}", print(&stolen_public))),
+        ),
+        (
+            "revoked CA",
+            &stolen_ca,
+            &laptop,
+            &["-n", "laptop-1"],
+            Some("the CA of certificate `test` (serial 0) is revoked".into()),
+        ),
+    ];
+
+    // Trusted by lines, and by a list of its own.
+    let (lines, list) = (path("authorized_keys"), path("user_ca"));
+    write(&lines, &format!("cert-authority {ca_public}\ncert-authority {stolen_ca_public}\n"));
+    write(&list, &format!("# CAs\n{ca_public}\n{stolen_ca_public}\n"));
+    let by_lines = AuthorizedKeys::open(lines).expect("a file");
+    let by_list = AuthorizedKeys::none().trusted_user_ca_keys(list).expect("a list");
+    for (how, keys) in [("lines", by_lines), ("a list", by_list)] {
+        let refusals = Arc::default();
+        let keys = keys.revoked_keys(&revoked).expect("a list");
+        let (hub, known) = hub(Recorder { keys, refusals: Arc::clone(&refusals) }).await;
+        for (what, authority, key, options, why) in &certificates {
+            let certificate = ssh_keygen_sign(authority, key, options);
+            let key = PrivateKey::from_file(key).expect("a key").with_certificate_file(certificate);
+            let agent = Agent::builder("laptop-1", key.expect("its certificate")).host_keys(known.clone());
+
+            let connected = soon("an answer", agent.connect(hub.local_addr().to_string())).await;
+
+            let refusals = std::mem::take(&mut *refusals.lock().expect("no panic"));
+            let Some(why) = why else {
+                assert!(connected.is_ok() && refusals.is_empty(), "{how}: {what}: {refusals:?}");
+                continue;
+            };
+            let error = connected.map(|_| ()).expect_err(what);
+            let ConnectError::Auth { source, .. } = error else { panic!("{how}: {what}: {error:?}") };
+            assert!(matches!(*source, AuthError::Refused { .. }), "{how}: {what}: {source:?}");
+            // A certificate that is out of date does not get as far as the authorizer. The agent knows why.
+            let said = match what {
+                &"expired" | &"future" => source.to_string(),
+                _ => refusals.concat(),
+            };
+            assert!(refusals.len() <= 1 && said.contains(why), "{how}: {what}: {said}");
+            // And no other certificate's reason.
+            let others = certificates.iter().filter_map(|(.., other)| other.as_ref()).filter(|other| *other != why);
+            for other in others {
+                assert!(!said.contains(other), "{how}: {what}: {said} is also {other:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn certificate_that_expires_takes_its_tunnel_with_it() {
+    if !require_program("ssh-keygen") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (ca, ca_public) = ssh_keygen(dir.path(), "ca", "ed25519");
+    let list = dir.path().join("user_ca");
+    write(&list, &ca_public);
+    let (hub, known) = hub(AuthorizedKeys::none().trusted_user_ca_keys(&list).expect("a list")).await;
+    let (key, _) = ssh_keygen(dir.path(), "laptop", "ed25519");
+    let certificate = ssh_keygen_sign(&ca, &key, &["-n", "laptop-1", "-V", "-1m:+5s"]);
+    let key = PrivateKey::from_file(&key).expect("a key").with_certificate_file(certificate).expect("its certificate");
+    let agent = Agent::builder("laptop-1", key).host_keys(known).connect(hub.local_addr().to_string());
+    let _agent = soon("an answer", agent).await.expect("still valid");
+    let tunnel = soon("the tunnel", hub.wait_for("laptop-1")).await.expect("an id");
+
+    let gone = tokio::time::timeout(Duration::from_secs(20), tunnel.closed()).await.expect("it expires");
+
+    let expected = "certificate `test` (serial 0) expired at 20";
+    assert!(matches!(&gone.reason, CloseReason::Revoked { reason } if reason.starts_with(expected)), "{gone}");
+}
+
+#[tokio::test]
+async fn certificate_that_is_revoked_by_its_serial_loses_its_tunnel_and_is_refused() {
+    if !require_program("ssh-keygen") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (ca, _) = ssh_keygen(dir.path(), "ca", "ed25519");
+    let ca_public = ca.with_extension("pub");
+    fs::set_permissions(&ca_public, fs::Permissions::from_mode(0o644)).expect("chmod");
+    let options = ["-s", &ca_public.display().to_string()];
+    let list = dir.path().join("revoked");
+    ssh_keygen_revoke(&list, &options, "serial: 6\n");
+    let keys = AuthorizedKeys::none().trusted_user_ca_keys(&ca_public).expect("a list");
+    let (hub, known) = hub(keys.revoked_keys(&list).expect("a list")).await;
+    let agent = |id: &str, serial: &str| {
+        let (key, _) = ssh_keygen(dir.path(), &format!("{id}-{serial}"), "ed25519");
+        let certificate = ssh_keygen_sign(&ca, &key, &["-n", id, "-z", serial]);
+        let key = PrivateKey::from_file(&key).expect("a key").with_certificate_file(certificate);
+        let agent = Agent::builder(id, key.expect("its certificate")).host_keys(known.clone());
+        soon("an answer", agent.connect(hub.local_addr().to_string()))
+    };
+    let _stays = agent("laptop-1", "5").await.expect("a good certificate");
+    let _goes = agent("laptop-2", "7").await.expect("a good certificate");
+    let stays = soon("the tunnel", hub.wait_for("laptop-1")).await.expect("an id");
+    let goes = soon("the tunnel", hub.wait_for("laptop-2")).await.expect("an id");
+
+    ssh_keygen_revoke(&list, &options, "serial: 7\n");
+
+    let begun = Instant::now();
+    let gone = soon("the end", goes.closed()).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        matches!(&gone.reason, CloseReason::Revoked { reason } if reason.contains("lists serial 7 of the CA SHA256:")),
+        "{gone}"
+    );
+    let again = agent("laptop-3", "7").await.map(|_| ()).expect_err("the serial is revoked");
+    assert!(matches!(again, ConnectError::Auth { .. }), "{again:?}");
+    agent("laptop-3", "6").await.expect("no longer revoked");
+    assert_eq!(hub.get("laptop-1").expect("connected").id(), stays.id());
 }
 
 #[tokio::test]
@@ -250,7 +468,7 @@ async fn stock_certificates_work_with_stock_ssh_and_with_our_agent() {
     for (principal, validity, welcome) in
         [("laptop-1", "always:forever", true), ("laptop-2", "always:forever", false), ("laptop-1", "-2d:-1d", false)]
     {
-        sign(&authority, &ssh.key, principal, validity);
+        let certificate = ssh_keygen_sign(&authority, &ssh.key, &["-n", principal, "-V", validity]);
 
         let mut stock = Peer::start(&mut ssh.command(&hub, "laptop-1", &["-N"]));
         if welcome {
@@ -262,7 +480,6 @@ async fn stock_certificates_work_with_stock_ssh_and_with_our_agent() {
         }
 
         let key = PrivateKey::from_file(&ssh.key).expect("a key");
-        let certificate = ssh.path().join("id-cert.pub");
         let key = key.with_certificate_file(certificate).expect("its certificate");
         let agent = Agent::builder("laptop-1", key).host_keys(HostKeys::dangerous_accept_any());
         let connected = soon("an answer", agent.connect(hub.local_addr().to_string())).await;

@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::time::Duration;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use common::echo::{Echo, client, pattern, payload, pb::Payload};
 use common::openssh::Ssh;
-use common::peers::Peer;
+use common::peers::{Peer, ssh_keygen, ssh_keygen_revoke, ssh_keygen_sign};
 use common::rig::{serve, soon};
-use dialback::{CloseReason, Hub, TunnelChannel};
+use dialback::{AuthorizedKeys, CloseReason, Hub, TunnelChannel};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -91,6 +92,49 @@ async fn each_dial_through_stock_ssh_is_a_connection_of_its_own() {
         assert_eq!(answer.into_inner().data, [n]);
     }
     assert_callable(&hub).await;
+}
+
+/// The CA is trusted as by sshd's `TrustedUserCAKeys`, and certificates are revoked as by its `RevokedKeys`.
+#[tokio::test]
+async fn stock_ssh_with_a_certificate_is_called_until_its_serial_is_revoked() {
+    let Some(ssh) = Ssh::new() else { return };
+    let (ca, ca_public) = ssh_keygen(ssh.path(), "ca", "ed25519");
+    let (trusted, revoked) = (ssh.path().join("user_ca"), ssh.path().join("revoked"));
+    std::fs::write(&trusted, format!("# the CA of laptops\n{ca_public}\n")).expect("write");
+    std::fs::set_permissions(&trusted, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    let by_ca = ["-s", &ca.with_extension("pub").display().to_string()];
+    ssh_keygen_revoke(&revoked, &by_ca, "");
+    let keys = AuthorizedKeys::none().trusted_user_ca_keys(&trusted).expect("a list");
+    let keys = keys.revoked_keys(&revoked).expect("a list");
+    let hub = ssh.hub().authorizer(keys).bind("127.0.0.1:0").await.expect("bind");
+    let certificate = ssh.path().join("certificate");
+    let signed = ssh_keygen_sign(&ca, &ssh.key, &["-n", "laptop-1", "-z", "7", "-V", "-5m:+1h"]);
+    std::fs::rename(signed, &certificate).expect("rename");
+    let with_certificate = ["-o", &format!("CertificateFile={}", certificate.display())];
+
+    let bare = Peer::start(&mut ssh.command(&hub, "laptop-1", &["-N"]));
+    assert_refused(bare).await;
+    let mut laptop = laptop(&ssh, &hub, &with_certificate).await;
+    assert_callable(&hub).await;
+
+    let tunnel = hub.get("laptop-1").expect("connected");
+    ssh_keygen_revoke(&revoked, &by_ca, "serial: 7\n");
+    let begun = Instant::now();
+    let gone = soon("the end", tunnel.closed()).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        matches!(&gone.reason, CloseReason::Revoked { reason } if reason.contains("lists serial 7 of the CA SHA256:")),
+        "{gone}"
+    );
+    soon("the goodbye", laptop.line("Received disconnect from")).await;
+    let again = Peer::start(ssh.command(&hub, "laptop-1", &with_certificate).arg("-N"));
+    assert_refused(again).await;
+}
+
+async fn assert_refused(ssh: Peer) {
+    let (status, said) = soon("the refusal", ssh.finish()).await;
+    assert_eq!(status.code(), Some(255), "{said:#?}");
+    assert!(said.iter().any(|line| line.contains("Permission denied (publickey)")), "{said:#?}");
 }
 
 /// For clients that cannot forward a path. The port is a name: the hub opens none, so a taken one is as good.

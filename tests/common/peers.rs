@@ -11,6 +11,7 @@ use std::{
     env,
     fs::{self, File},
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::OnceLock,
@@ -103,6 +104,29 @@ pub fn ssh_keygen(dir: &Path, name: &str, kind: &str) -> (PathBuf, String) {
     assert!(output.status.success(), "ssh-keygen failed: {}", String::from_utf8_lossy(&output.stderr));
     let public = fs::read_to_string(file.with_extension("pub")).expect("ssh-keygen has written the public key");
     (file, public.trim().to_owned())
+}
+
+/// The public key of `key` signed by `ssh-keygen`, with `options` such as `-n PRINCIPALS`; the certificate's file, which the
+/// next one for the same key overwrites.
+pub fn ssh_keygen_sign(authority: &Path, key: &Path, options: &[&str]) -> PathBuf {
+    let mut command = std::process::Command::new("ssh-keygen");
+    command.args(["-q", "-I", "test"]).args(options).arg("-s").arg(authority);
+    let output = command.arg(key.with_extension("pub")).output().expect("ssh-keygen runs");
+    assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let name = key.file_name().expect("a file").to_str().expect("UTF-8");
+    key.with_file_name(format!("{name}-cert.pub"))
+}
+
+/// Puts a list of what is revoked, made by `ssh-keygen -k` from `spec`, in place of `list`.
+pub fn ssh_keygen_revoke(list: &Path, options: &[&str], spec: &str) {
+    let (draft, spec_file) = (list.with_extension("draft"), list.with_extension("spec"));
+    fs::write(&spec_file, spec).expect("write");
+    let mut command = std::process::Command::new("ssh-keygen");
+    command.args(["-q", "-k", "-f"]).arg(&draft).args(options).arg(spec_file);
+    let output = command.output().expect("ssh-keygen runs");
+    assert!(output.status.success(), "{spec}: {}", String::from_utf8_lossy(&output.stderr));
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o644)).expect("chmod");
+    fs::rename(draft, list).expect("rename");
 }
 
 /// A running program whose output lines a test waits for. Dropping it kills the program.

@@ -381,6 +381,11 @@ fn revoked_keys_and_authorities_are_refused_at_once() {
     write(&list, "not a key");
     let denied = keys.decide(&plain, noon()).expect_err("unusable list");
     assert!(matches!(denied, Denied::Unavailable { source: AuthorizedKeysError::BadRevokedKey { line: 1, .. } }));
+    write(&list, "SSHKRL\n\0\0\0\0\u{2}");
+    let denied = keys.decide(&plain, noon()).expect_err("a binary list of another version");
+    let Denied::Unavailable { source } = denied else { panic!("{denied}") };
+    assert!(matches!(source, AuthorizedKeysError::BadKrl { at: 8, .. }), "{source:?}");
+    assert!(source.to_string().ends_with("revoked at byte 8: it is of version 2 of the format, not 1"), "{source}");
     fs::remove_file(&list).expect("removed");
     assert!(matches!(keys.decide(&plain, noon()), Err(Denied::Unavailable { .. })));
     write(&list, "");
