@@ -8,10 +8,11 @@
 //! small CONNECT proxy stands for that of an office. Three agents dial out, each as its network lets it. You will see which
 //! way each came, and the same call to each of them.
 
+#[path = "common/connect_proxy.rs"]
+mod connect_proxy;
 #[path = "common/greeter.rs"]
 mod greeter;
 
-use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,8 +20,7 @@ use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, PrivateKey, tune
 use greeter::pb::HelloRequest;
 use greeter::pb::greeter_client::GreeterClient;
 use greeter::{Failure, Machine};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tonic::transport::Server;
 
 /// How long calls in flight may take to finish at the end.
@@ -39,7 +39,9 @@ async fn main() -> Result<(), Failure> {
     let hub = Hub::builder(host_key).authorizer(allowed).bind("127.0.0.1:0").await?;
     let ssh = format!("ssh://{}", hub.local_addr());
     let websocket = hub.listen("ws://127.0.0.1:0/tunnel").await?;
-    let proxy = format!("http://{}", start_proxy().await?);
+    let office = TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = format!("http://{}", office.local_addr()?);
+    tokio::spawn(connect_proxy::serve(office, |to| println!("proxy: passes on to {to}")));
     println!("hub: agents dial {ssh} or {websocket}");
     println!("office: the way out is {proxy}");
 
@@ -87,39 +89,4 @@ async fn nobody() -> Result<SocketAddr, Failure> {
         }
     });
     Ok(address)
-}
-
-/// An HTTP proxy that knows CONNECT and nothing else.
-async fn start_proxy() -> Result<SocketAddr, Failure> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                if let Err(error) = pass_on(client).await {
-                    println!("proxy: {error}");
-                }
-            });
-        }
-    });
-    Ok(address)
-}
-
-async fn pass_on(client: TcpStream) -> io::Result<()> {
-    let mut client = BufReader::new(client);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if client.read_line(&mut head).await? == 0 || head.len() > 4096 {
-            return Err(io::Error::other("no request"));
-        }
-    }
-    let mut words = head.split(' ');
-    let (Some("CONNECT"), Some(to)) = (words.next(), words.next()) else {
-        return client.write_all(b"HTTP/1.1 405 Method Not Allowed\r\nAllow: CONNECT\r\n\r\n").await;
-    };
-    let mut hub = TcpStream::connect(to).await?;
-    println!("proxy: passes on to {to}");
-    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-    tokio::io::copy_bidirectional(&mut client, &mut hub).await?;
-    Ok(())
 }

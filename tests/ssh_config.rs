@@ -7,10 +7,11 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::echo::{Echo, client, payload};
+use common::echo::pb::echo_client::EchoClient;
+use common::echo::{Echo, payload};
 use common::peers::{Peer, require_program, ssh_keygen};
 use common::rig::{serve, soon};
-use dialback::{AuthorizedKeys, ConnectError, Hub, PrivateKey, SshConfig, SshConfigError};
+use dialback::{AuthorizedKeys, ConnectError, Hub, PrivateKey, SshConfig, SshConfigError, TunnelChannel};
 use tokio::process::Command;
 
 /// A hub, and a user's directory with a configuration, a key and a certificate for it.
@@ -77,15 +78,15 @@ impl Home {
     async fn assert_leads_to_the_hub(&self, config: &SshConfig) {
         let agent = config.agent().expect("an agent").connect(config.hub()).await.expect("connect");
         serve(&Echo::default(), agent.incoming());
-        let mut echo = client_of(&self.hub);
+        let mut echo = client(&self.hub);
         let answer = soon("an answer", echo.unary(payload("by its alias"))).await.expect("an answer");
         assert_eq!(answer.into_inner().data, b"by its alias");
         agent.shutdown(std::time::Duration::from_secs(2)).await;
     }
 }
 
-fn client_of(hub: &Hub) -> common::echo::pb::echo_client::EchoClient<dialback::TunnelChannel> {
-    common::echo::pb::echo_client::EchoClient::new(hub.channel("laptop-1").expect("an id"))
+fn client(hub: &Hub) -> EchoClient<TunnelChannel> {
+    EchoClient::new(hub.channel("laptop-1").expect("an id"))
 }
 
 #[tokio::test]
@@ -131,7 +132,7 @@ async fn command_on_the_way_is_run_and_ends_with_the_tunnel() {
 
     let config = home.read(&home.config(" ProxyCommand echo no tunnel for %r at %h"), "hub").await.expect("one");
     let refused = config.agent().expect("an agent").connect(config.hub()).await.expect_err("it ends at once");
-    assert!(matches!(refused, ConnectError::NotSsh { .. }), "{refused:?}");
+    assert!(matches!(refused, ConnectError::Failed { step: "key exchange", .. }), "{refused:?}");
     let config = home.read(&home.config(" ProxyCommand connect %k"), "hub").await.expect("a configuration");
     let refused = config.agent().expect("an agent").connect(config.hub()).await.expect_err("%k");
     assert!(matches!(refused, ConnectError::InvalidProxy { .. }), "{refused:?}");

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 
 use crate::Failure;
+use crate::connect_proxy;
 use crate::service;
 
 /// The agent that serves.
@@ -24,6 +25,7 @@ pub(crate) const AGENT: &str = "laptop-1";
 const LOGINS: usize = 32;
 
 /// The same machine, by other carriers: an id for each.
+pub(crate) const BY_PROXY: &str = "laptop-connect";
 pub(crate) const BY_WEBSOCKET: &str = "laptop-ws";
 pub(crate) const BY_WEBSOCKET_TLS: &str = "laptop-wss";
 pub(crate) const BY_STOCK_SSH: &str = "laptop-ssh";
@@ -31,7 +33,7 @@ pub(crate) const BY_STOCK_SSH: &str = "laptop-ssh";
 /// A hub that takes `AGENT`, the idle agents and nobody else, and lets many log in from one address at once.
 pub(crate) async fn hub(host_key: PrivateKey, agents_key: &PublicKey, idle: usize) -> Result<Hub, Failure> {
     let mut allowed = AllowedKeys::new();
-    for id in [AGENT, BY_WEBSOCKET, BY_WEBSOCKET_TLS, BY_STOCK_SSH] {
+    for id in [AGENT, BY_PROXY, BY_WEBSOCKET, BY_WEBSOCKET_TLS, BY_STOCK_SSH] {
         allowed = allowed.allow(id, agents_key.clone())?;
     }
     for number in 0..idle {
@@ -73,6 +75,10 @@ pub(crate) async fn run(key_file: &Path) -> Result<(), Failure> {
     while let Some(order) = orders.next_line().await? {
         if let Some((id, url)) = order.split_once(' ') {
             let other = builder(id, key.clone(), host_key.clone());
+            let (url, other) = match url.split_once(" by ") {
+                Some((url, proxy)) => (url, other.proxy(proxy)),
+                None => (url, other),
+            };
             #[cfg(feature = "websocket")]
             let other = other.tls_roots(key_file.with_file_name("authority.pem"));
             let other = other.connect(url).await?;
@@ -144,6 +150,24 @@ impl AgentProcess {
         let direct = answer(&mut answers).await?.parse()?;
         hub.wait_for(AGENT).await?;
         Ok((Self { _child: child, orders, answers, direct, dir, ssh: None }, hub))
+    }
+
+    /// Connects it through an HTTP proxy, too, which has a thread of its own.
+    pub(crate) async fn connect_by_proxy(&mut self, hub: &Hub) -> Result<(), Failure> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let (proxy, hub_address) = (listener.local_addr()?, hub.local_addr());
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        // Ends with the process.
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                connect_proxy::serve(TcpListener::from_std(listener)?, |_| {}).await;
+                io::Result::Ok(())
+            })
+        });
+        self.orders.write_all(format!("{BY_PROXY} {hub_address} by http://{proxy}\n").as_bytes()).await?;
+        hub.wait_for(BY_PROXY).await?;
+        Ok(())
     }
 
     /// Connects it by WebSocket, too, without TLS and with.

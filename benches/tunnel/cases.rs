@@ -50,7 +50,8 @@ impl Plan {
 pub(crate) async fn in_two_processes(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     let (mut process, hub) = AgentProcess::start(0).await?;
     let direct = Endpoint::from_shared(format!("http://{}", process.direct))?;
-    let mut others = Vec::new();
+    process.connect_by_proxy(&hub).await?;
+    let mut others = vec![(Path::ConnectProxy, agent::BY_PROXY)];
     #[cfg(feature = "websocket")]
     {
         process.connect_by_websocket(&hub).await?;

@@ -16,10 +16,11 @@
 //! | `tunnel` | `hub.channel(…)` |
 //! | `tunnel-dialled` | tonic's `Channel` over `tunnel.connector()`, as a channel of its own |
 //! | `gateway` | tonic's `Channel` over TCP to a gateway in the hub's process |
+//! | `CONNECT` | `hub.channel(…)`, to an agent that came by SSH through an HTTP proxy |
 //! | `ws`, `wss` | `hub.channel(…)`, to an agent that came by WebSocket, without TLS and with |
 //! | `ssh -R` | `hub.channel(…)`, to the server on the agent's port, which a stock OpenSSH client forwards |
 //!
-//! The last three are in `processes` alone.
+//! The last four are in `processes` alone.
 //!
 //! There are two settings. `processes`: hub and agent are two processes on tokio's default runtime, as users run them.
 //! `current-thread`: everything in one process on one thread, so that nothing is hidden by a second core.
@@ -29,6 +30,8 @@
 
 mod agent;
 mod cases;
+#[path = "../../examples/common/connect_proxy.rs"]
+mod connect_proxy;
 mod report;
 mod scale;
 mod service;

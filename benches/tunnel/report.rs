@@ -14,6 +14,7 @@ pub(crate) enum Path {
     Tunnel,
     TunnelDialled,
     Gateway,
+    ConnectProxy,
     #[cfg(feature = "websocket")]
     WebSocket,
     #[cfg(feature = "websocket")]
@@ -28,6 +29,7 @@ impl Path {
             Self::Tunnel => "tunnel",
             Self::TunnelDialled => "tunnel-dialled",
             Self::Gateway => "gateway",
+            Self::ConnectProxy => "CONNECT",
             #[cfg(feature = "websocket")]
             Self::WebSocket => "ws",
             #[cfg(feature = "websocket")]

@@ -202,7 +202,9 @@ impl AgentBuilder {
 
     /// A command that leads to the hub, in place of a proxy: its standard input and output are the connection, as with
     /// OpenSSH's `ProxyCommand`. `/bin/sh` starts it at each dial, with the hub's host for `%h`, its port for `%p`, and `%`
-    /// for `%%`. Its errors go where this program's go. Dropping the connection kills it.
+    /// for `%%`. What it
+    /// has to say on its standard error goes where this program's goes; a command that ends at once is
+    /// [`ConnectError::Failed`]. Dropping the connection kills it.
     ///
     /// ```no_run
     /// # async fn run(builder: dialback::AgentBuilder) -> Result<(), dialback::ConnectError> {
