@@ -94,6 +94,19 @@ async fn each_dial_through_stock_ssh_is_a_connection_of_its_own() {
     assert_callable(&hub).await;
 }
 
+/// As people set it against NATs that forget: `ServerAliveCountMax` unanswered ones would end it.
+#[tokio::test]
+async fn stock_ssh_that_asks_whether_the_hub_lives_gets_its_answers() {
+    let Some(ssh) = Ssh::new() else { return };
+    let hub = ssh.hub().bind("127.0.0.1:0").await.expect("bind");
+    let mut laptop = laptop(&ssh, &hub, &["-vvv", "-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"]).await;
+    for _ in 0..3 {
+        // A failure, as from OpenSSH's own server: the request has no meaning but that somebody is there.
+        soon("an answer", laptop.line("debug3: receive packet: type 82")).await;
+    }
+    assert_callable(&hub).await;
+}
+
 /// The CA is trusted as by sshd's `TrustedUserCAKeys`, and certificates are revoked as by its `RevokedKeys`.
 #[tokio::test]
 async fn stock_ssh_with_a_certificate_is_called_until_its_serial_is_revoked() {
