@@ -2,13 +2,16 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{self, Digest, Echo, pattern, payload, pb::Payload, steered};
 use common::faults::{Client, client};
 use common::peers::{Peer, go_peer, require_program, ssh_keygen};
 use common::rig::{AGENT, serve, soon};
-use dialback::{Agent, AgentBuilder, AllowedKeys, ConnectError, ForwardRequest, HostKeys, Hub, PrivateKey, PublicKey};
+use dialback::{
+    Agent, AgentBuilder, AllowedKeys, ConnectError, ForwardRequest, HostKeys, Hub, HubBuilder, PrivateKey, PublicKey,
+};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -20,12 +23,14 @@ const CHECKS: [&str; 10] =
 
 /// A running Go hub that opens channels in this way, an agent that may log in to it, and its address.
 async fn go_hub(mode: &str) -> Option<(Peer, AgentBuilder, String)> {
+    go_hub_with(&["-mode", mode, "-checks", &CHECKS.join(",")]).await
+}
+
+async fn go_hub_with(arguments: &[&str]) -> Option<(Peer, AgentBuilder, String)> {
     let program = go_peer("hub")?;
     let key = PrivateKey::generate();
     let authorized = key.public_key().to_string();
-    let checks = CHECKS.join(",");
-    let arguments = ["-mode", mode, "-authorized-key", &authorized, "-checks", &checks];
-    let mut hub = Peer::start(Command::new(program).args(arguments));
+    let mut hub = Peer::start(Command::new(program).args(["-authorized-key", &authorized]).args(arguments));
     let host_key: PublicKey = hub.line("host-key ").await.parse().expect("an OpenSSH line");
     let address = hub.line("listening ").await;
     Some((hub, Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host_key)), address))
@@ -80,6 +85,10 @@ struct GoLaptop {
 
 impl GoLaptop {
     async fn start() -> Option<Self> {
+        Self::start_with(|hub| hub, &[]).await
+    }
+
+    async fn start_with(set: impl FnOnce(HubBuilder) -> HubBuilder, arguments: &[&str]) -> Option<Self> {
         let program = go_peer("laptop")?;
         if !require_program("ssh-keygen") {
             return None;
@@ -89,10 +98,10 @@ impl GoLaptop {
         let public: PublicKey = public.parse().expect("an OpenSSH line");
         let allowed = AllowedKeys::new().allow(AGENT, public).expect("an id");
         let host = PrivateKey::generate();
-        let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.expect("bind");
+        let hub = set(Hub::builder(host.clone()).authorizer(allowed)).bind("127.0.0.1:0").await.expect("bind");
         let mut command = Command::new(program);
         command.args(["-hub", &hub.local_addr().to_string(), "-id", AGENT]);
-        command.args(["-host-key", &host.public_key().to_string(), "-key"]).arg(key);
+        command.args(["-host-key", &host.public_key().to_string(), "-key"]).arg(key).args(arguments);
         let mut laptop = Peer::start(&mut command);
         laptop.line("ready").await;
         soon("the laptop", hub.wait_for(AGENT)).await.expect("an id");
@@ -257,4 +266,78 @@ async fn call_ends_unavailable_when_the_go_laptop_is_killed() {
     let next = soon("the next call", echo.unary(payload(""))).await.expect_err("nobody is left to call");
     assert_eq!(next.code(), Code::Unavailable, "{next:?}");
     assert!(next.message().contains(AGENT), "{next:?}");
+}
+
+/// G6: the Go hub renews its keys after each MiB, and so does our agent if it is told to.
+async fn go_hub_rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let (bulk, rekey) = (mib.to_string(), (1 << 20).to_string());
+    let arguments = ["-checks", "bulk", "-bulk", &bulk, "-rekey", &rekey, "-timeout", "1h"];
+    let Some((mut hub, agent, address)) = go_hub_with(&arguments).await else { return };
+    let (bytes, interval) = by.own();
+    let agent = agent.rekey(bytes, interval).forward_request(ForwardRequest::Optional);
+    let agent = soon("the login", agent.connect(address)).await.expect("connect");
+    let begun = Instant::now();
+
+    serve(&Echo::default(), agent.incoming());
+
+    hub.line("ok bulk").await;
+    let took = begun.elapsed();
+    let rekeys: usize = hub.line("rekeys ").await.parse().expect("a number");
+    eprintln!("G6 Go hub, {by:?}: {mib} MiB each way in {took:?}, {rekeys} rekeys");
+    assert!(rekeys >= mib / 4, "only {rekeys} rekeys");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_hub_renews_its_keys_under_bulk() {
+    go_hub_rekeys_under_bulk(64, RekeyedBy::Peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_hub_and_our_agent_renew_their_keys_under_bulk() {
+    go_hub_rekeys_under_bulk(64, RekeyedBy::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn go_hub_renews_its_keys_under_a_gigabyte() {
+    for by in [RekeyedBy::Peer, RekeyedBy::Both] {
+        go_hub_rekeys_under_bulk(1024, by).await;
+    }
+}
+
+/// G6: the Go laptop renews its keys after each MiB, and so does our hub if it is told to.
+async fn go_laptop_rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let (bytes, interval) = by.own();
+    let laptop = GoLaptop::start_with(|hub| hub.rekey(bytes, interval), &["-rekey", &(1 << 20).to_string()]).await;
+    let Some(mut laptop) = laptop else { return };
+    let tunnel = laptop.hub.get(AGENT).expect("connected");
+    let begun = Instant::now();
+
+    let answers = soon("a chat", laptop.client().chat(numbered(mib))).await.expect("a chat");
+    assert_numbered(answers.into_inner(), mib).await;
+
+    let took = begun.elapsed();
+    assert_eq!(laptop.hub.get(AGENT).expect("connected").id(), tunnel.id(), "the tunnel was replaced");
+    laptop.hub.shutdown(Duration::from_secs(2)).await;
+    let rekeys: usize = laptop.laptop.line("rekeys ").await.parse().expect("a number");
+    eprintln!("G6 Go laptop, {by:?}: {mib} MiB each way in {took:?}, {rekeys} rekeys");
+    assert!(rekeys >= mib / 4, "only {rekeys} rekeys");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_laptop_renews_its_keys_under_bulk() {
+    go_laptop_rekeys_under_bulk(64, RekeyedBy::Peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_laptop_and_our_hub_renew_their_keys_under_bulk() {
+    go_laptop_rekeys_under_bulk(64, RekeyedBy::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn go_laptop_renews_its_keys_under_a_gigabyte() {
+    for by in [RekeyedBy::Peer, RekeyedBy::Both] {
+        go_laptop_rekeys_under_bulk(1024, by).await;
+    }
 }

@@ -5,6 +5,7 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{Echo, client, pattern, payload, pb::Payload};
 use common::openssh::Ssh;
 use common::peers::{Peer, ssh_keygen, ssh_keygen_revoke, ssh_keygen_sign};
@@ -77,6 +78,45 @@ async fn hub_calls_a_service_behind_stock_ssh() {
     let gone = soon("the end", disconnected.wait_for(Option::is_some)).await.expect("a reason").clone();
     let reason = gone.expect("some").reason;
     assert!(matches!(reason, CloseReason::ClosedByPeer { .. } | CloseReason::ConnectionLost { .. }), "{reason:?}");
+}
+
+/// G6: stock ssh renews its keys after each MiB, and so does the hub if it is told to.
+async fn rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let Some(ssh) = Ssh::new() else { return };
+    let (bytes, interval) = by.own();
+    let hub = ssh.hub().rekey(bytes, interval).bind("127.0.0.1:0").await.expect("bind");
+    let laptop = laptop(&ssh, &hub, &["-o", "RekeyLimit=1M"]).await;
+    let tunnel = hub.get("laptop-1").expect("connected");
+    let begun = Instant::now();
+
+    let answers = soon("a chat", caller(&hub).chat(numbered(mib))).await.expect("a chat");
+    assert_numbered(answers.into_inner(), mib).await;
+
+    let took = begun.elapsed();
+    assert_eq!(hub.get("laptop-1").expect("connected").id(), tunnel.id(), "the tunnel was replaced");
+    hub.shutdown(Duration::from_secs(2)).await;
+    let (_, said) = laptop.finish().await;
+    let rekeys = said.iter().filter(|line| line.contains("SSH2_MSG_NEWKEYS received")).count() - 1;
+    eprintln!("G6 ssh -R, {by:?}: {mib} MiB each way in {took:?}, {rekeys} rekeys");
+    assert!(rekeys >= mib, "only {rekeys} rekeys: {said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stock_ssh_renews_its_keys_under_bulk() {
+    rekeys_under_bulk(64, RekeyedBy::Peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stock_ssh_and_the_hub_renew_their_keys_under_bulk() {
+    rekeys_under_bulk(64, RekeyedBy::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn stock_ssh_renews_its_keys_under_a_gigabyte() {
+    for by in [RekeyedBy::Peer, RekeyedBy::Both] {
+        rekeys_under_bulk(1024, by).await;
+    }
 }
 
 #[tokio::test]

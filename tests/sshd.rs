@@ -5,8 +5,9 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{Echo, client, pattern, payload};
 use common::peers::{Peer, find_program, require_program, ssh_keygen};
 use common::rig::{serve, soon};
@@ -267,4 +268,46 @@ async fn hub_is_reached_by_way_of_a_jump_host() {
     soon("the return", status.wait_for(dialback::AgentStatus::is_connected)).await.expect("an agent");
     let answer = soon("an answer", echo.unary(payload("again"))).await.expect("an answer");
     assert_eq!(answer.into_inner().data, b"again");
+}
+
+/// G6: sshd renews its keys after each MiB, and so does the agent if it is told to. The larger its packets, the sooner
+/// it does: it takes the length of the next one for a number of cipher blocks, and so renews for each of 64 KiB.
+async fn rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let Some(mut cloud) = Cloud::start("RekeyLimit 1M\nLogLevel DEBUG1").await else { return };
+    let remote = format!("unix:{}", cloud.socket().display());
+    let (bytes, interval) = by.own();
+    let agent = cloud.agent().rekey(bytes, interval).remote(remote);
+    let agent = agent.connect(cloud.address()).await.expect("connect");
+    serve(&Echo::default(), agent.incoming());
+    let mut echo = client(dial_socket(cloud.socket()).await.expect("dial"));
+    let begun = Instant::now();
+
+    let answers = soon("a chat", echo.chat(numbered(mib))).await.expect("a chat");
+    assert_numbered(answers.into_inner(), mib).await;
+
+    let took = begun.elapsed();
+    assert!(agent.status().borrow().is_connected());
+    agent.shutdown(Duration::from_secs(2)).await;
+    let said = cloud.sshd.until("debug1: do_cleanup").await;
+    let rekeys = said.iter().filter(|line| line.contains("SSH2_MSG_NEWKEYS received")).count() - 1;
+    eprintln!("G6 sshd, {by:?}: {mib} MiB each way in {took:?}, {rekeys} rekeys");
+    assert!(rekeys >= mib, "only {rekeys} rekeys: {said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sshd_renews_its_keys_under_bulk() {
+    rekeys_under_bulk(8, RekeyedBy::Peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sshd_and_the_agent_renew_their_keys_under_bulk() {
+    rekeys_under_bulk(8, RekeyedBy::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn sshd_renews_its_keys_under_a_gigabyte() {
+    for by in [RekeyedBy::Peer, RekeyedBy::Both] {
+        rekeys_under_bulk(1024, by).await;
+    }
 }

@@ -2,6 +2,7 @@
 // No other crate sees this one, so every `pub` in it would be called unreachable.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod bulk;
 pub mod child;
 pub mod echo;
 pub mod faults;

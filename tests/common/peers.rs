@@ -164,6 +164,12 @@ impl Peer {
         }
     }
 
+    /// Waits for a line that begins with `prefix`, and gives all lines up to it.
+    pub async fn until(&mut self, prefix: &str) -> &[String] {
+        self.line(prefix).await;
+        &self.seen
+    }
+
     /// Waits for its end, and gives all the lines it has written, of both kinds. Panics after 70 s.
     pub async fn finish(mut self) -> (ExitStatus, Vec<String>) {
         let rest = async {

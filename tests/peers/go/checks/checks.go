@@ -4,6 +4,7 @@ package checks
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -61,7 +62,7 @@ var Gzip = []Check{
 	{"gzip", gzipped},
 }
 
-// No check may take longer.
+// No check may take longer, but for Bulk.
 const limit = 20 * time.Second
 
 // Names gives the names of some checks.
@@ -578,6 +579,46 @@ func gzipRefused(ctx context.Context, client echo.Client) error {
 		return fmt.Errorf("the trailers are %v", trailer)
 	}
 	return nil
+}
+
+// Bulk sends so many MiB through one Chat and wants them back, both at once. An answer has to come within 10 s.
+func Bulk(mib int) Check {
+	return Check{"bulk", func(_ context.Context, client echo.Client) error {
+		const size, patience = 64 << 10, 10 * time.Second
+		ctx, leave := context.WithCancelCause(context.Background())
+		defer leave(nil)
+		late := time.AfterFunc(patience, func() { leave(fmt.Errorf("no answer for %v", patience)) })
+		stream, err := client.Chat(ctx)
+		if err != nil {
+			return err
+		}
+		count, rest := mib<<20/size, echo.Pattern(0, size-8)
+		message := func(number int) []byte {
+			return append(binary.BigEndian.AppendUint64(make([]byte, 0, size), uint64(number)), rest...)
+		}
+		go func() {
+			for number := range count {
+				if stream.Send(message(number)) != nil {
+					return // why is told by Recv
+				}
+			}
+			_ = stream.CloseSend()
+		}()
+		for number := range count {
+			answer, err := stream.Recv()
+			if err != nil {
+				return fmt.Errorf("instead of answer %d: %w, %w", number, err, context.Cause(ctx))
+			}
+			if !bytes.Equal(answer, message(number)) {
+				return fmt.Errorf("answer %d came changed", number)
+			}
+			late.Reset(patience)
+		}
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+			return fmt.Errorf("wanted the end, got %v", err)
+		}
+		return nil
+	}}
 }
 
 // Observer is needed by the checks of gzip: it sees how answers are encoded.

@@ -1,20 +1,23 @@
 // Hub waits for one agent and calls its Echo service with grpc-go, over SSH channels it opens back to the agent.
 //
 // It prints "host-key KEY" and "listening ADDRESS", then "agent ID" when one has authenticated, then one line for each
-// check: "ok NAME" or "FAIL NAME: why". It exits with 0 when all were ok.
+// check: "ok NAME" or "FAIL NAME: why", then "rekeys N". It exits with 0 when all were ok.
 package main
 
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -32,18 +35,21 @@ func main() {
 	mode := flag.String("mode", "private", "how channels are opened: `private` (type grpc-tunnel, at once) or "+
 		"streamlocal (as sshd does, when the agent has asked for it)")
 	names := flag.String("checks", strings.Join(checks.Names(checks.All), ","), "the `checks` to run, in this order")
+	bulk := flag.Int("bulk", 64, "how many `MiB` the check bulk sends, which runs only if it is named")
+	rekey := flag.Uint64("rekey", 0, "renew keys after so many `bytes`, each way; 0 for what is usual")
 	patience := flag.Duration("timeout", time.Minute, "for everything")
 	flag.Parse()
 	log.SetFlags(0)
 	time.AfterFunc(*patience, func() { log.Fatalf("not done after %v", *patience) })
 
-	if err := run(*listen, *authorized, *mode, strings.Split(*names, ",")); err != nil {
+	known := append(checks.All, checks.Bulk(*bulk))
+	if err := run(*listen, *authorized, *mode, *rekey, known, strings.Split(*names, ",")); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(address, authorized, mode string, names []string) error {
-	config, err := serverConfig(authorized)
+func run(address, authorized, mode string, rekey uint64, known []checks.Check, names []string) error {
+	config, exchanges, err := serverConfig(authorized, rekey)
 	if err != nil {
 		return err
 	}
@@ -94,25 +100,41 @@ func run(address, authorized, mode string, names []string) error {
 		return err
 	}
 	defer client.Close()
-	return checks.Run(echo.Client{Conn: client}, checks.All, names)
+	err = checks.Run(echo.Client{Conn: client}, known, names)
+	fmt.Println("rekeys", exchanges.Load()-1)
+	return err
 }
 
-func serverConfig(authorized string) (*ssh.ServerConfig, error) {
+// counted counts its signatures: a host key makes one in each key exchange.
+type counted struct {
+	crypto.Signer
+	signatures *atomic.Int64
+}
+
+func (c counted) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	c.signatures.Add(1)
+	return c.Signer.Sign(rand, digest, opts)
+}
+
+// serverConfig gives the number of key exchanges, too.
+func serverConfig(authorized string, rekey uint64) (*ssh.ServerConfig, *atomic.Int64, error) {
 	agentKey, _, _, _, err := ssh.ParseAuthorizedKey([]byte(authorized))
 	if err != nil {
-		return nil, fmt.Errorf("-authorized-key: %w", err)
+		return nil, nil, fmt.Errorf("-authorized-key: %w", err)
 	}
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	hostKey, err := ssh.NewSignerFromKey(private)
+	exchanges := new(atomic.Int64)
+	hostKey, err := ssh.NewSignerFromSigner(counted{private, exchanges})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fmt.Printf("host-key %s", ssh.MarshalAuthorizedKey(hostKey.PublicKey()))
 
 	config := &ssh.ServerConfig{
+		Config: ssh.Config{RekeyThreshold: rekey},
 		PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 			if !bytes.Equal(key.Marshal(), agentKey.Marshal()) {
 				return nil, errors.New("the key is not the authorized one")
@@ -121,7 +143,7 @@ func serverConfig(authorized string) (*ssh.ServerConfig, error) {
 		},
 	}
 	config.AddHostKey(hostKey)
-	return config, nil
+	return config, exchanges, nil
 }
 
 func reject(channels <-chan ssh.NewChannel) {

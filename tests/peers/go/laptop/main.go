@@ -2,7 +2,7 @@
 // with grpc-go.
 //
 // It prints "ready" when the hub may call, "hanging METHOD" for each call that was told not to end, "cancelled METHOD" for
-// each call whose caller left, and "closed: WHY" at its end. It takes gzip, and answers with it who used it.
+// each call whose caller left, and "rekeys N" and "closed: WHY" at its end. It takes gzip, and answers with it who used it.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -28,25 +29,30 @@ func main() {
 	id := flag.String("id", "laptop-1", "the agent `id`")
 	key := flag.String("key", "", "the `file` of the agent's private key, in OpenSSH format")
 	hostKey := flag.String("host-key", "", "the hub's host `key`: an OpenSSH public key line, or its SHA256:… fingerprint")
+	rekey := flag.Uint64("rekey", 0, "renew keys after so many `bytes`, each way; 0 for what is usual")
 	flag.Parse()
 	log.SetFlags(0)
 
-	connection, err := dial(*hub, *id, *key, *hostKey)
+	connection, err := dial(*hub, *id, *key, *hostKey, *rekey)
 	if err != nil {
 		log.Fatalf("cannot connect to %s: %v", *hub, err)
 	}
 	if err := serve(connection); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("closed:", connection.Wait())
+	why := connection.Wait()
+	fmt.Println("rekeys", connection.exchanges.Load()-1)
+	fmt.Println("closed:", why)
 }
 
 type connection struct {
 	ssh.Conn
 	channels <-chan ssh.NewChannel
+	// How often the host key was checked, which happens in each key exchange.
+	exchanges *atomic.Int64
 }
 
-func dial(hub, id, keyFile, hostKey string) (connection, error) {
+func dial(hub, id, keyFile, hostKey string, rekey uint64) (connection, error) {
 	pem, err := os.ReadFile(keyFile)
 	if err != nil {
 		return connection{}, err
@@ -59,18 +65,23 @@ func dial(hub, id, keyFile, hostKey string) (connection, error) {
 	if err != nil {
 		return connection{}, err
 	}
+	exchanges, check := new(atomic.Int64), pinned(hostKey)
 	conn, channels, requests, err := ssh.NewClientConn(tcp, hub, &ssh.ClientConfig{
-		User:            id,
-		Auth:            []ssh.AuthMethod{ssh.PublicKeys(signer)},
-		HostKeyCallback: pinned(hostKey),
-		Timeout:         10 * time.Second,
+		Config: ssh.Config{RekeyThreshold: rekey},
+		User:   id,
+		Auth:   []ssh.AuthMethod{ssh.PublicKeys(signer)},
+		HostKeyCallback: func(host string, remote net.Addr, key ssh.PublicKey) error {
+			exchanges.Add(1)
+			return check(host, remote, key)
+		},
+		Timeout: 10 * time.Second,
 	})
 	if err != nil {
 		return connection{}, err
 	}
 	// Keepalives are answered here: with a failure, which is an answer.
 	go ssh.DiscardRequests(requests)
-	return connection{conn, channels}, nil
+	return connection{conn, channels, exchanges}, nil
 }
 
 // pinned accepts one host key: as a line, or as a fingerprint.
