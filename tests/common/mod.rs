@@ -5,6 +5,7 @@
 pub mod bulk;
 pub mod child;
 pub mod echo;
+pub mod egress;
 pub mod faults;
 #[cfg(feature = "gateway")]
 pub mod gateway;

@@ -9,6 +9,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use super::child::BACKOFF;
 use super::echo::Echo;
 use super::echo::pb::echo_client::EchoClient;
+use super::egress::{Egress, Speaks};
 use super::proxy::Proxy;
 
 /// The agent of every rig.
@@ -28,10 +29,12 @@ pub struct RigBuilder {
     over: Over,
 }
 
-/// The carrier, where there is no proxy.
+/// What an agent dials out over. [`RigBuilder::proxy`] is for TCP alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     Tcp,
+    /// TCP, through a proxy on the way out.
+    Through(Speaks),
     /// A Unix socket.
     Unix,
     /// Streams that both ends bring themselves.
@@ -61,6 +64,7 @@ pub struct Rig {
     pub proxy: Option<Proxy>,
     pub agent_server: JoinHandle<Result<(), tonic::transport::Error>>,
     pub hub_server: JoinHandle<Result<(), tonic::transport::Error>>,
+    _egress: Option<Egress>,
     _dir: tempfile::TempDir,
 }
 
@@ -124,8 +128,15 @@ impl RigBuilder {
         };
         let address = proxy.as_ref().map_or(hub.local_addr(), Proxy::address);
         let dir = tempfile::tempdir().expect("a directory");
+        let mut egress = None;
         let agent = match self.over {
             Over::Tcp => self.agent.connect(address.to_string()).await,
+            Over::Through(speaks) => {
+                let way_out = egress.insert(Egress::start(speaks).await);
+                let agent = self.agent.proxy(way_out.url()).connect(address.to_string()).await;
+                assert!(way_out.carried() > 0, "the agent went another way");
+                agent
+            }
             Over::Unix => {
                 let url = format!("unix:{}", dir.path().join("hub").display());
                 self.agent.connect(hub.listen(&url).await.expect("listen")).await
@@ -148,7 +159,7 @@ impl RigBuilder {
         let agent_server = serve(&echo, agent.incoming());
         let hub_server = serve(&hub_echo, hub.incoming());
         hub.wait_for(AGENT).await.expect("agent is ready");
-        Rig { hub, agent, echo, hub_echo, proxy, agent_server, hub_server, _dir: dir }
+        Rig { hub, agent, echo, hub_echo, proxy, agent_server, hub_server, _egress: egress, _dir: dir }
     }
 }
 

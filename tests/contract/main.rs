@@ -11,16 +11,20 @@ mod endings;
 mod handles;
 mod ways;
 
+use common::egress::Speaks;
+use common::rig::Over;
+use ways::Way;
+
 /// One module per way to call, with one test per promise in it.
 macro_rules! stamp {
-    ($name:ident, $way:ident, $flavor:tt, $promises:ident: $($promise:ident)*) => {
+    ($name:ident, $way:expr, $flavor:tt, $promises:ident: $($promise:ident)*) => {
         mod $name {
-            use crate::{$promises as promises, ways::Way};
+            use super::{$promises as promises, *};
             $(
                 #[tokio::test(flavor = $flavor)]
                 async fn $promise() {
-                    if Way::$way.can_run() {
-                        promises::$promise(Way::$way).await;
+                    if $way.can_run() {
+                        promises::$promise($way).await;
                     }
                 }
             )*
@@ -30,7 +34,7 @@ macro_rules! stamp {
 
 /// What holds on every way, with few bytes: also where every byte travels alone.
 macro_rules! stamp_calls {
-    ($name:ident, $way:ident, $flavor:tt) => {
+    ($name:ident, $way:expr, $flavor:tt) => {
         stamp! { $name, $way, $flavor, calls:
             unary_answers_what_was_sent
             empty_messages_arrive_as_messages
@@ -52,7 +56,7 @@ macro_rules! stamp_calls {
 }
 
 macro_rules! stamp_bulk {
-    ($name:ident, $way:ident, $flavor:tt) => {
+    ($name:ident, $way:expr, $flavor:tt) => {
         stamp! { $name, $way, $flavor, calls:
             large_messages_arrive_whole
             unread_answers_hold_their_writer_and_nobody_else
@@ -62,7 +66,7 @@ macro_rules! stamp_bulk {
 }
 
 macro_rules! stamp_endings {
-    ($name:ident, $way:ident, $flavor:tt) => {
+    ($name:ident, $way:expr, $flavor:tt) => {
         stamp! { $name, $way, $flavor, endings:
             vanished_peer_fails_calls_in_flight
             agent_shutdown_lets_calls_finish
@@ -74,46 +78,50 @@ macro_rules! stamp_endings {
     };
 }
 
-stamp_calls! { shared, Shared, "multi_thread" }
-stamp_calls! { dialled, Dialled, "multi_thread" }
-stamp_calls! { to_hub, ToHub, "multi_thread" }
-stamp_calls! { chopped, Chopped, "multi_thread" }
-stamp_calls! { one_thread, Shared, "current_thread" }
-stamp_calls! { unix, Unix, "multi_thread" }
-stamp_calls! { own, Own, "multi_thread" }
-stamp_calls! { stock_ssh, StockSsh, "multi_thread" }
+stamp_calls! { shared, Way::Shared, "multi_thread" }
+stamp_calls! { dialled, Way::Dialled, "multi_thread" }
+stamp_calls! { to_hub, Way::ToHub, "multi_thread" }
+stamp_calls! { chopped, Way::Chopped, "multi_thread" }
+stamp_calls! { one_thread, Way::Shared, "current_thread" }
+stamp_calls! { connect, Way::Over(Over::Through(Speaks::Connect)), "multi_thread" }
+stamp_calls! { socks5, Way::Over(Over::Through(Speaks::Socks5)), "multi_thread" }
+stamp_calls! { unix, Way::Over(Over::Unix), "multi_thread" }
+stamp_calls! { own, Way::Over(Over::Own), "multi_thread" }
+stamp_calls! { stock_ssh, Way::StockSsh, "multi_thread" }
 #[cfg(feature = "websocket")]
-stamp_calls! { websocket, WebSocket, "multi_thread" }
+stamp_calls! { websocket, Way::Over(Over::WebSocket), "multi_thread" }
 #[cfg(feature = "websocket")]
-stamp_calls! { websocket_tls, WebSocketTls, "multi_thread" }
+stamp_calls! { websocket_tls, Way::Over(Over::WebSocketTls), "multi_thread" }
 #[cfg(feature = "gateway")]
-stamp_calls! { gateway, Gateway, "multi_thread" }
+stamp_calls! { gateway, Way::Gateway, "multi_thread" }
 
-stamp_bulk! { shared_bulk, Shared, "multi_thread" }
-stamp_bulk! { dialled_bulk, Dialled, "multi_thread" }
-stamp_bulk! { to_hub_bulk, ToHub, "multi_thread" }
-stamp_bulk! { one_thread_bulk, Shared, "current_thread" }
-stamp_bulk! { unix_bulk, Unix, "multi_thread" }
-stamp_bulk! { own_bulk, Own, "multi_thread" }
-stamp_bulk! { stock_ssh_bulk, StockSsh, "multi_thread" }
+stamp_bulk! { shared_bulk, Way::Shared, "multi_thread" }
+stamp_bulk! { dialled_bulk, Way::Dialled, "multi_thread" }
+stamp_bulk! { to_hub_bulk, Way::ToHub, "multi_thread" }
+stamp_bulk! { one_thread_bulk, Way::Shared, "current_thread" }
+stamp_bulk! { connect_bulk, Way::Over(Over::Through(Speaks::Connect)), "multi_thread" }
+stamp_bulk! { socks5_bulk, Way::Over(Over::Through(Speaks::Socks5)), "multi_thread" }
+stamp_bulk! { unix_bulk, Way::Over(Over::Unix), "multi_thread" }
+stamp_bulk! { own_bulk, Way::Over(Over::Own), "multi_thread" }
+stamp_bulk! { stock_ssh_bulk, Way::StockSsh, "multi_thread" }
 #[cfg(feature = "websocket")]
-stamp_bulk! { websocket_bulk, WebSocket, "multi_thread" }
+stamp_bulk! { websocket_bulk, Way::Over(Over::WebSocket), "multi_thread" }
 #[cfg(feature = "websocket")]
-stamp_bulk! { websocket_tls_bulk, WebSocketTls, "multi_thread" }
+stamp_bulk! { websocket_tls_bulk, Way::Over(Over::WebSocketTls), "multi_thread" }
 #[cfg(feature = "gateway")]
-stamp_bulk! { gateway_bulk, Gateway, "multi_thread" }
+stamp_bulk! { gateway_bulk, Way::Gateway, "multi_thread" }
 
-stamp_endings! { shared_endings, Shared, "multi_thread" }
-stamp_endings! { dialled_endings, Dialled, "multi_thread" }
-stamp_endings! { to_hub_endings, ToHub, "multi_thread" }
-stamp_endings! { one_thread_endings, Shared, "current_thread" }
+stamp_endings! { shared_endings, Way::Shared, "multi_thread" }
+stamp_endings! { dialled_endings, Way::Dialled, "multi_thread" }
+stamp_endings! { to_hub_endings, Way::ToHub, "multi_thread" }
+stamp_endings! { one_thread_endings, Way::Shared, "current_thread" }
 #[cfg(feature = "gateway")]
-stamp_endings! { gateway_endings, Gateway, "multi_thread" }
+stamp_endings! { gateway_endings, Way::Gateway, "multi_thread" }
 
 // A tonic `Channel` only watches the deadline until the headers come; ours watches the whole call.
-stamp! { shared_deadline, Shared, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
-stamp! { to_hub_deadline, ToHub, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
-stamp! { chopped_deadline, Chopped, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+stamp! { shared_deadline, Way::Shared, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+stamp! { to_hub_deadline, Way::ToHub, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+stamp! { chopped_deadline, Way::Chopped, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
 #[cfg(feature = "gateway")]
-stamp! { gateway_deadline, Gateway, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
-stamp! { one_thread_deadline, Shared, "current_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+stamp! { gateway_deadline, Way::Gateway, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+stamp! { one_thread_deadline, Way::Shared, "current_thread", calls: deadline_holds_in_the_middle_of_a_stream }

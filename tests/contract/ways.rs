@@ -30,15 +30,8 @@ pub enum Way {
     ToHub,
     /// As `Shared`, over a network that delivers every byte in a packet of its own.
     Chopped,
-    /// As `Shared`, over a Unix socket.
-    Unix,
-    /// As `Shared`, over streams that both ends bring.
-    Own,
-    /// As `Shared`, over a WebSocket, without TLS and with.
-    #[cfg(feature = "websocket")]
-    WebSocket,
-    #[cfg(feature = "websocket")]
-    WebSocketTls,
+    /// As `Shared`, over another carrier.
+    Over(Over),
     /// As `Shared`, to an ordinary server behind a stock `ssh -R`.
     StockSsh,
     /// An ordinary tonic client at the hub's gateway.
@@ -92,12 +85,7 @@ impl Way {
     pub async fn start(self) -> Line {
         match self {
             Self::Chopped => self.start_with(Rig::builder().proxy()).await,
-            Self::Unix => self.start_with(Rig::builder().over(Over::Unix)).await,
-            Self::Own => self.start_with(Rig::builder().over(Over::Own)).await,
-            #[cfg(feature = "websocket")]
-            Self::WebSocket => self.start_with(Rig::builder().over(Over::WebSocket)).await,
-            #[cfg(feature = "websocket")]
-            Self::WebSocketTls => self.start_with(Rig::builder().over(Over::WebSocketTls)).await,
+            Self::Over(carrier) => self.start_with(Rig::builder().over(carrier)).await,
             _ => self.start_with(Rig::builder()).await,
         }
     }
