@@ -255,3 +255,74 @@ fn broken(error: Error) -> io::Error {
         other => io::Error::other(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    /// An end of a WebSocket, and its wire, which takes all that a test sends.
+    async fn end(role: Role) -> (WebSocket<DuplexStream>, DuplexStream) {
+        let (stream, wire) = tokio::io::duplex(1 << 20);
+        (WebSocket::new(WebSocketStream::from_raw_socket(stream, role, Some(config())).await), wire)
+    }
+
+    /// The payloads of all frames up to the end. Panics unless each is a whole binary message (RFC 6455 §5.2).
+    async fn messages(mut wire: DuplexStream) -> Vec<Vec<u8>> {
+        let mut bytes = Vec::new();
+        wire.read_to_end(&mut bytes).await.unwrap();
+        let (mut bytes, mut messages) = (Bytes::from(bytes), Vec::new());
+        while bytes.has_remaining() {
+            assert_eq!(bytes.get_u8(), 0x82, "the first and last frame of a binary message");
+            let head = bytes.get_u8();
+            let length = match head & 0x7f {
+                126 => bytes.get_u16().into(),
+                127 => bytes.get_u64(),
+                short => short.into(),
+            };
+            let mask = if head & 0x80 != 0 { bytes.split_to(4) } else { Bytes::from_static(&[0; 4]) };
+            let payload = bytes.split_to(length.try_into().unwrap());
+            messages.push(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect());
+        }
+        messages
+    }
+
+    #[tokio::test]
+    async fn what_is_written_between_two_flushes_is_one_message() {
+        for role in [Role::Client, Role::Server] {
+            let (mut socket, wire) = end(role).await;
+            for word in ["several ", "", "writes, ", "one flush"] {
+                assert_eq!(socket.write(word.as_bytes()).await.unwrap(), word.len());
+            }
+            socket.flush().await.unwrap();
+            socket.flush().await.unwrap();
+            socket.write_all(b"and one more").await.unwrap();
+            socket.flush().await.unwrap();
+            drop(socket);
+            assert_eq!(messages(wire).await, [&b"several writes, one flush"[..], b"and one more"], "{role:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_before_a_flush() {
+        let (mut socket, wire) = end(Role::Client).await;
+        socket.write_all(b"not yet").await.unwrap();
+        drop(socket);
+        assert_eq!(messages(wire).await, [[0; 0]; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_for_a_message_goes_in_several() {
+        for role in [Role::Client, Role::Server] {
+            let (mut socket, wire) = end(role).await;
+            let sent: Vec<u8> = (0..2 * MESSAGE + 10).map(|n| (n % 251) as u8).collect();
+            socket.write_all(&sent).await.unwrap();
+            socket.flush().await.unwrap();
+            drop(socket);
+            let messages = messages(wire).await;
+            assert_eq!(messages.iter().map(Vec::len).collect::<Vec<_>>(), [MESSAGE, MESSAGE, 10], "{role:?}");
+            assert!(messages.concat() == sent, "{role:?}: it came changed");
+        }
+    }
+}
