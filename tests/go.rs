@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{self, Digest, Echo, pattern, payload, pb::Payload, steered};
-use common::faults::{Client, client};
+use common::faults::{Client, alone, client};
 use common::peers::{Peer, go_peer, require_program, ssh_keygen};
 use common::rig::{AGENT, serve, soon};
 use dialback::{
@@ -270,6 +270,7 @@ async fn call_ends_unavailable_when_the_go_laptop_is_killed() {
 
 /// G6: the Go hub renews its keys after each MiB, and so does our agent if it is told to.
 async fn go_hub_rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let _alone = alone().await;
     let (bulk, rekey) = (mib.to_string(), (1 << 20).to_string());
     let arguments = ["-checks", "bulk", "-bulk", &bulk, "-rekey", &rekey, "-timeout", "1h"];
     let Some((mut hub, agent, address)) = go_hub_with(&arguments).await else { return };
@@ -307,6 +308,7 @@ async fn go_hub_renews_its_keys_under_a_gigabyte() {
 
 /// G6: the Go laptop renews its keys after each MiB, and so does our hub if it is told to.
 async fn go_laptop_rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let _alone = alone().await;
     let (bytes, interval) = by.own();
     let laptop = GoLaptop::start_with(|hub| hub.rekey(bytes, interval), &["-rekey", &(1 << 20).to_string()]).await;
     let Some(mut laptop) = laptop else { return };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{Echo, client, pattern, payload, pb::Payload};
+use common::faults::alone;
 use common::openssh::Ssh;
 use common::peers::{Peer, ssh_keygen, ssh_keygen_revoke, ssh_keygen_sign};
 use common::rig::{serve, soon};
@@ -82,6 +83,7 @@ async fn hub_calls_a_service_behind_stock_ssh() {
 
 /// G6: stock ssh renews its keys after each MiB, and so does the hub if it is told to.
 async fn rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let _alone = alone().await;
     let Some(ssh) = Ssh::new() else { return };
     let (bytes, interval) = by.own();
     let hub = ssh.hub().rekey(bytes, interval).bind("127.0.0.1:0").await.expect("bind");

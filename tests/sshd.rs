@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{Echo, client, pattern, payload};
+use common::faults::alone;
 use common::peers::{Peer, find_program, require_program, ssh_keygen};
 use common::rig::{serve, soon};
 use dialback::{Agent, AgentBuilder, ConnectError, HostKeys, PrivateKey};
@@ -273,6 +274,7 @@ async fn hub_is_reached_by_way_of_a_jump_host() {
 /// G6: sshd renews its keys after each MiB, and so does the agent if it is told to. The larger its packets, the sooner
 /// it does: it takes the length of the next one for a number of cipher blocks, and so renews for each of 64 KiB.
 async fn rekeys_under_bulk(mib: usize, by: RekeyedBy) {
+    let _alone = alone().await;
     let Some(mut cloud) = Cloud::start("RekeyLimit 1M\nLogLevel DEBUG1").await else { return };
     let remote = format!("unix:{}", cloud.socket().display());
     let (bytes, interval) = by.own();
