@@ -8,10 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
@@ -79,14 +80,32 @@ impl TunnelChannel {
 struct Hold {
     call: Call,
     _lease: Lease,
-    /// Sends what is left of the request.
-    upload: Option<AbortHandle>,
+    request: Sending,
+    /// The head of the answer has come.
+    answered: bool,
+}
+
+/// How far a request has been sent.
+#[derive(Debug)]
+enum Sending {
+    /// All of it has been given to h2.
+    Given(Option<SendStream<Bytes>>),
+    /// The rest is sent by a task, which gives the stream back.
+    Running(AbortHandle, oneshot::Receiver<SendStream<Bytes>>),
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(upload) = &self.upload {
-            upload.abort();
+        let stream = match &mut self.request {
+            Sending::Given(stream) => stream.take(),
+            Sending::Running(task, given) => {
+                task.abort();
+                given.try_recv().ok()
+            }
+        };
+        // An answer may come before the request was taken, and h2 would keep the rest for as long as the connection lives.
+        if let Some(mut stream) = stream.filter(|_| self.answered) {
+            stream.send_reset(Reason::CANCEL);
         }
     }
 }
@@ -103,17 +122,23 @@ async fn exchange(placed: Placed, request: Request<Body>) -> Result<(Hold, Respo
         lease.has_ended();
         failed(session, error)
     })?;
-    let response = lease.awaits(response);
-    let mut hold = Hold { call, _lease: lease, upload: None };
+    let (response, hasty) = lease.awaits(response);
+    let mut hold = Hold { call, _lease: lease, request: Sending::Given(None), answered: false };
     if !body.is_end_stream() {
-        let mut upload = Box::pin(Upload::new(body, stream));
+        let mut upload = Box::pin(Upload::new(body, stream).hasty(hasty));
         // Most requests are sent here and now.
-        if poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await.is_pending() {
-            hold.upload = Some(hold.call.session().runtime.spawn(upload).abort_handle());
-        }
+        hold.request = match poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await {
+            Poll::Ready(stream) => Sending::Given(Some(stream)),
+            Poll::Pending => {
+                let (give, given) = oneshot::channel();
+                let rest = async { _ = give.send(upload.await) };
+                Sending::Running(hold.call.session().runtime.spawn(rest).abort_handle(), given)
+            }
+        };
     }
-    let response = response.await;
-    response.map_err(|error| failed(hold.call.session(), error)).map(|response| (hold, response))
+    let response = response.await.map_err(|error| failed(hold.call.session(), error))?;
+    hold.answered = true;
+    Ok((hold, response))
 }
 
 impl Service<Request<Body>> for TunnelChannel {

@@ -19,7 +19,7 @@ use super::Stage;
 use super::builder::Shared;
 use super::call::{self, Client};
 use crate::carrier::tcp;
-use crate::http2::{Again, keep_alive};
+use crate::http2::keep_alive;
 use crate::tls::Tls;
 use crate::tuning;
 
@@ -209,31 +209,28 @@ async fn serve(
     let mut draining = false;
     let stranger = tokio::time::sleep(STRANGER);
     tokio::pin!(stranger);
-    let served = async {
-        loop {
-            tokio::select! {
-                biased;
-                // First, so that what they send leaves with the same turn of the connection.
-                Some(()) = calls.next() => {}
-                accepted = connection.accept() => match accepted {
-                    Some(accepted) => {
-                        let (request, respond) = accepted?;
-                        calls.push(call::serve(shared.clone(), client.clone(), request, respond));
-                    }
-                    None => return Ok(()),
-                },
-                () = reached(&mut stage, Stage::Draining), if !draining => {
-                    draining = true;
-                    connection.graceful_shutdown();
+    loop {
+        tokio::select! {
+            biased;
+            // First, so that what they send leaves with the same turn of the connection.
+            Some(()) = calls.next() => {}
+            accepted = connection.accept() => match accepted {
+                Some(accepted) => {
+                    let (request, respond) = accepted?;
+                    calls.push(call::serve(shared.clone(), client.clone(), request, respond));
                 }
-                () = &mut stranger, if shared.policy.is_some() && !client.is_known() => {
-                    return Err("it has made no call that was let in".into());
-                }
-                () = &mut silent => return Err("it answers no ping".into()),
+                None => return Ok(()),
+            },
+            () = reached(&mut stage, Stage::Draining), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
             }
+            () = &mut stranger, if shared.policy.is_some() && !client.is_known() => {
+                return Err("it has made no call that was let in".into());
+            }
+            () = &mut silent => return Err("it answers no ping".into()),
         }
-    };
-    Again::new(served).await
+    }
 }
 
 /// The DNS names and URIs in a client's certificate, which was verified.

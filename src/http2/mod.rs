@@ -1,6 +1,5 @@
 //! HTTP/2 calls through a tunnel, on h2 itself: who owns each stream's queue decides what a slow reader costs.
 
-mod again;
 mod awaited;
 mod body;
 mod connection;
@@ -12,8 +11,6 @@ mod placed;
 mod relay;
 mod upload;
 
-#[cfg(feature = "gateway")]
-pub(crate) use self::again::Again;
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};

@@ -17,8 +17,9 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
+use super::connection::Lease;
 use super::held::Held;
-use super::upload::FIRST;
+use super::upload::HASTY;
 
 /// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
 const SMALL: usize = 1024;
@@ -131,6 +132,8 @@ pub(crate) struct Relay {
     moved: u64,
     /// Of the connection that the receiver shares with others.
     shares: Option<Arc<Held>>,
+    /// The first of the data need not wait for room.
+    hasty: bool,
     /// That connection counts as full.
     blocked: bool,
     /// Where too much is kept for all of them.
@@ -160,6 +163,7 @@ impl Relay {
             waiting: None,
             moved: 0,
             shares: None,
+            hasty: false,
             blocked: false,
             shared: shared.clone(),
             trailers,
@@ -167,10 +171,12 @@ impl Relay {
     }
 
     /// The receiver is at the end of a connection that other calls share, and its stream can be reset at any time. So whole
-    /// chunks are passed on where there is room for a byte, which saves frames: h2 keeps the rest, of one chunk. And while
-    /// it takes nothing, perhaps because the window of all is used up, the connection counts as full in `held`.
-    pub(crate) fn on(mut self, held: &Arc<Held>) -> Self {
-        self.shares = Some(held.clone());
+    /// chunks are passed on where there is room for a byte, which saves frames: h2 keeps the rest, of one chunk. In haste, a
+    /// small first one goes on without room. And while the receiver takes nothing, perhaps because the window of all is used
+    /// up, the connection counts as full.
+    pub(crate) fn on(mut self, lease: &Lease, hasty: bool) -> Self {
+        self.shares = Some(lease.held().clone());
+        self.hasty = hasty;
         self
     }
 
@@ -195,8 +201,8 @@ impl Relay {
         while let Some(wanted) = self.gathered.queue.front_len() {
             self.sink.reserve_capacity(wanted);
             let room = self.sink.capacity();
-            let first = self.shares.is_some() && self.moved == 0 && wanted <= FIRST;
-            if room == 0 && !first {
+            let at_once = self.hasty && self.moved == 0 && wanted <= HASTY;
+            if room == 0 && !at_once {
                 match self.sink.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Relayed::SinkClosed),

@@ -11,18 +11,21 @@ use http::HeaderMap;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
-/// A first chunk of up to so many bytes is given to h2 without waiting for room: a new stream has none before the
-/// connection's task has opened it, and what is there by then goes out together with the headers, which is all of most
-/// calls. Otherwise each call would take a turn, a packet and a wake-up of the agent more.
-pub(super) const FIRST: usize = 4 * 1024;
+/// The most that goes to h2 before there is room for it, in bytes: the first chunk of a call in haste.
+pub(super) const HASTY: usize = 4 * 1024;
 
 pin_project! {
     /// Sends a body to its end, no faster than the peer reads; resets the stream when the body fails. Ends early when the
     /// peer does not want more. Dropping it stops sending.
+    ///
+    /// Gives the stream back: h2 may still have some of it to send, and keeps that for ever, even when the call is over, where
+    /// a peer grants no window. A reset makes it let go.
     pub(crate) struct Upload<B> {
         #[pin]
         body: B,
-        stream: SendStream<Bytes>,
+        stream: Option<SendStream<Bytes>>,
+        // The first chunk need not wait for room.
+        hasty: bool,
         // Read from the body, and not sent yet: the next chunk and, so that the last is known, the one after.
         held: Option<Bytes>,
         after: Option<Bytes>,
@@ -39,7 +42,12 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, held: None, after: None, end: None, sent: 0 }
+        Self { body, stream: Some(stream), hasty: false, held: None, after: None, end: None, sent: 0 }
+    }
+
+    /// In haste, a small first chunk does not wait for room.
+    pub(crate) fn hasty(self, hasty: bool) -> Self {
+        Self { hasty, ..self }
     }
 
     /// If it waits for the peer: how many chunks it has sent, to see later whether there were more.
@@ -48,10 +56,10 @@ where
         self.held.is_some().then_some(self.sent)
     }
 
-    /// The stream, to end it otherwise.
+    /// The stream, to end it otherwise. None when it has been given back.
     #[cfg(feature = "gateway")]
-    pub(crate) fn stream(self: Pin<&mut Self>) -> &mut SendStream<Bytes> {
-        self.project().stream
+    pub(crate) fn stream(self: Pin<&mut Self>) -> Option<&mut SendStream<Bytes>> {
+        self.project().stream.as_mut()
     }
 }
 
@@ -60,18 +68,19 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    type Output = ();
+    type Output = SendStream<Bytes>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SendStream<Bytes>> {
         let mut this = self.project();
         loop {
+            let Some(stream) = this.stream else { return Poll::Pending };
             while this.end.is_none() && this.after.is_none() {
                 match this.body.as_mut().poll_frame(cx) {
                     Poll::Pending => break,
                     Poll::Ready(None) => *this.end = Some(None),
                     Poll::Ready(Some(Err(error))) => {
-                        this.stream.send_reset(reason_in(&*error.into()));
-                        return Poll::Ready(());
+                        stream.send_reset(reason_in(&*error.into()));
+                        return this.stream.take().map_or(Poll::Pending, Poll::Ready);
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) if this.held.is_none() => *this.held = Some(data),
@@ -82,28 +91,30 @@ where
             }
             // Sending fails only on a stream that is gone, and then nobody wants the rest.
             if let Some(len) = this.held.as_ref().map(Bytes::len) {
-                let first = *this.sent == 0 && len <= FIRST;
+                let at_once = len == 0 || (*this.hasty && *this.sent == 0 && len <= HASTY);
                 // A whole chunk goes as soon as there is room for a byte: h2 keeps the rest, one chunk at most.
-                if len > 0 && !first && ready!(poll_room(this.stream, len, cx)).is_err() {
-                    return Poll::Ready(());
+                if !at_once && ready!(poll_room(stream, len, cx)).is_err() {
+                    break;
                 }
                 let last = this.after.is_none() && matches!(this.end, Some(None));
                 let data = std::mem::replace(this.held, this.after.take()).unwrap_or_default();
                 *this.sent += 1;
-                if this.stream.send_data(data, last).is_err() || last {
-                    return Poll::Ready(());
+                if stream.send_data(data, last).is_err() || last {
+                    break;
                 }
             } else if let Some(end) = this.end {
                 let _ = match end.take() {
-                    Some(trailers) => this.stream.send_trailers(trailers),
-                    None => this.stream.send_data(Bytes::new(), true),
+                    Some(trailers) => stream.send_trailers(trailers),
+                    None => stream.send_data(Bytes::new(), true),
                 };
-                return Poll::Ready(());
+                break;
             } else {
                 // Nothing to send: the peer may not want more, too.
-                return this.stream.poll_reset(cx).map(|_| ());
+                let _ = ready!(stream.poll_reset(cx));
+                break;
             }
         }
+        this.stream.take().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
