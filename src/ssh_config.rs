@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use crate::agent::{Agent, AgentBuilder};
 use crate::carrier::command::{expand, is_plain};
-use crate::ssh::{HostKeys, HostKeysError, Identity, KeyError, PrivateKey, PublicKey};
+use crate::ssh::{Certificate, HostKeys, HostKeysError, Identity, KeyError, PrivateKey, PublicKey};
 
 /// How long `ssh -G` may take: a `Match exec` of the configuration may run programs, or look names up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,7 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// | `UserKnownHostsFile`, `GlobalKnownHostsFile` | [`HostKeys`] |
 /// | `ProxyCommand`, `ProxyJump` | the [command](AgentBuilder::proxy_command) on the way |
 ///
-/// Nothing else of it counts. A hub whose key is not known is refused, whatever `StrictHostKeyChecking` says.
+/// Nothing else of it counts. A hub whose key is not known is refused, whatever `StrictHostKeyChecking` says, and
+/// `RevokedHostKeys` and `ProxyUseFdpass` are errors, since going on without them is not what was asked for. `~` is `$HOME`. The
+/// configuration is read once; files of known hosts that come to be later do not count.
 ///
 /// ```no_run
 /// # use dialback::SshConfig;
@@ -45,6 +47,7 @@ pub struct SshConfig {
     identity_files: Vec<String>,
     certificate_files: Vec<String>,
     identity_agent: Option<String>,
+    identities_only: bool,
     known_hosts: Vec<PathBuf>,
     proxy_command: Option<String>,
 }
@@ -74,6 +77,18 @@ pub enum SshConfigError {
         host: String,
         /// What it said.
         said: String,
+    },
+    /// Something is configured that is not done here.
+    #[error("`{keyword} {value}`, which ~/.ssh/config has for `{host}`, {why}")]
+    Unsupported {
+        /// The host.
+        host: String,
+        /// The keyword.
+        keyword: &'static str,
+        /// What it says.
+        value: String,
+        /// Why not, or what to do.
+        why: String,
     },
     /// There is nothing to sign with.
     #[error("there is no key for `{host}`: {}", reasons(.tried))]
@@ -151,31 +166,55 @@ impl SshConfig {
             let said = String::from_utf8_lossy(&answer.stderr).trim().chars().take(500).collect();
             return Err(SshConfigError::Refused { host, said });
         }
-        let answer = String::from_utf8_lossy(&answer.stdout);
-        Self::parse(&host, &answer, ssh)
-            .ok_or_else(|| SshConfigError::Refused { host, said: "it names no host".into() })
+        Self::parse(host, &String::from_utf8_lossy(&answer.stdout), ssh)
     }
 
     /// Reads what `ssh -G` prints: a keyword in lower case and its value on each line.
-    fn parse(alias: &str, answer: &str, ssh: &str) -> Option<Self> {
+    fn parse(host: String, answer: &str, ssh: &str) -> Result<Self, SshConfigError> {
         let all = |keyword: &'static str| {
             let values = answer.lines().filter_map(move |line| line.split_once(' ').filter(|(is, _)| *is == keyword));
             values.map(|(_, value)| value.to_owned())
         };
         let first = |keyword| all(keyword).next();
         let set = |keyword| first(keyword).filter(|value| value != "none");
-        let jump = set("proxyjump").map(|hops| jump_command(&hops, ssh));
-        let known_hosts = ["userknownhostsfile", "globalknownhostsfile"].into_iter().filter_map(set);
-        Some(Self {
-            alias: alias.rsplit_once('@').map_or(alias, |(_, host)| host).to_owned(),
-            host: first("hostname")?,
-            port: first("port")?.parse().ok()?,
-            user: first("user")?,
+        let unsupported = |keyword, value, why: &str| {
+            Err(SshConfigError::Unsupported { host: host.clone(), keyword, value, why: why.into() })
+        };
+        if let Some(file) = set("revokedhostkeys") {
+            return unsupported("RevokedHostKeys", file, "is not read here: mark the keys `@revoked` in known_hosts");
+        }
+        if let Some(value) = set("proxyusefdpass").filter(|value| value == "yes") {
+            return unsupported("ProxyUseFdpass", value, "is not done here: the command's input and output are used");
+        }
+        let mut known_hosts = Vec::new();
+        for (keyword, is) in
+            [("UserKnownHostsFile", "userknownhostsfile"), ("GlobalKnownHostsFile", "globalknownhostsfile")]
+        {
+            for path in set(is).iter().flat_map(|files| paths(files)) {
+                let file = at_home(&path);
+                // `ssh -G` prints no quotes: two files, of which the second is not absolute, look like one with a space.
+                if path.contains(' ') && !file.exists() {
+                    return unsupported(keyword, path, "is no file: write absolute paths");
+                }
+                known_hosts.push(file);
+            }
+        }
+        let (Some(name), Some(port), Some(user)) =
+            (first("hostname"), first("port").and_then(|port| port.parse().ok()), first("user"))
+        else {
+            return Err(SshConfigError::Refused { host, said: "it names no host, port and user".into() });
+        };
+        Ok(Self {
+            host: name,
+            port,
+            user,
             identity_files: all("identityfile").collect(),
             certificate_files: all("certificatefile").collect(),
             identity_agent: first("identityagent"),
-            known_hosts: known_hosts.flat_map(|files| paths(&files)).map(|path| at_home(&path)).collect(),
-            proxy_command: set("proxycommand").or(jump),
+            identities_only: first("identitiesonly").is_some_and(|value| value == "yes"),
+            known_hosts,
+            proxy_command: set("proxycommand").or(set("proxyjump").map(|hops| jump_command(&hops, ssh))),
+            alias: host.rsplit_once('@').map_or(&*host, |(_, host)| host).to_owned(),
         })
     }
 
@@ -193,34 +232,40 @@ impl SshConfig {
 
     /// Starts to set up an agent: id, what it signs with, host keys and the way are as the configuration says.
     ///
-    /// It signs with the first of the key files that is there and can be used, unencrypted, and shows the first of the
-    /// certificates that is for this key. Without such a file it signs with the ssh-agent's keys: with the one whose public
-    /// half lies where a key file should be (`id_ed25519.pub`), or with any. Reads small files, and blocks for as long.
+    /// It signs with the first of the key files that is there and can be used, unencrypted. Without such a file it signs with
+    /// the ssh-agent's keys: first with those whose public halves are what the configuration names or lie beside it
+    /// (`id_ed25519.pub`), then, unless it says `IdentitiesOnly`, with the others. Either way the certificates for a key are
+    /// shown with it: those that the configuration names, or the one beside the key (`id_ed25519-cert.pub`). This reads
+    /// small files, and blocks for as long.
     ///
     /// # Errors
-    /// [`SshConfigError::NoIdentity`], [`SshConfigError::NoKnownHosts`], [`SshConfigError::HostKeys`].
+    /// [`SshConfigError`] says what is missing, cannot be used or is not done here.
     pub fn agent(&self) -> Result<AgentBuilder, SshConfigError> {
         let mut builder = Agent::builder(&self.user, self.identity()?).host_keys(self.host_keys()?);
         if let Some(command) = &self.proxy_command {
-            builder = builder.proxy_command(self.with_names(command));
+            builder = builder.proxy_command(self.with_names(command)?);
         }
         Ok(builder)
     }
 
-    /// What a command's `%n` and `%r` stand for; the rest is known when it is started.
-    fn with_names(&self, command: &str) -> String {
-        let filled = expand(command, |token| match token {
-            '%' => Some("%%".into()),
-            'n' if is_plain(&self.alias) => Some(self.alias.clone()),
-            'r' if is_plain(&self.user) => Some(self.user.clone()),
-            other => Some(format!("%{other}")),
-        });
-        filled.unwrap_or_else(|_| command.to_owned())
+    fn unsupported(&self, keyword: &'static str, value: &str, why: String) -> SshConfigError {
+        SshConfigError::Unsupported { host: self.alias.clone(), keyword, value: value.to_owned(), why }
     }
 
-    /// A path as the configuration has it, with `~` and what stands after percent signs in place.
-    fn path(&self, given: &str) -> PathBuf {
-        let variable = |name| std::env::var(name).ok();
+    /// A command with what `%n` and `%r` stand for; the rest is known when it is started.
+    fn with_names(&self, command: &str) -> Result<String, SshConfigError> {
+        let plain = |name: &String| is_plain(name).then(|| name.replace('%', "%%"));
+        let filled = expand(command, |token| match token {
+            'n' => plain(&self.alias),
+            'r' => plain(&self.user),
+            other => Some(format!("%{other}")),
+        });
+        filled.map_err(|why| self.unsupported("ProxyCommand", command, format!("cannot be run: {why}")))
+    }
+
+    /// A path as the configuration has it, with `~`, `${NAME}` and what stands after percent signs in place.
+    fn path(&self, keyword: &'static str, given: &str) -> Result<PathBuf, SshConfigError> {
+        let variable = |name: &str| std::env::var(name).ok();
         let filled = expand(given, |token| match token {
             '%' => Some("%".into()),
             'd' => std::env::home_dir().map(|home| home.to_string_lossy().into_owned()),
@@ -231,56 +276,95 @@ impl SshConfig {
             'u' => variable("USER").or_else(|| variable("LOGNAME")),
             _ => None,
         });
-        at_home(filled.as_deref().unwrap_or(given))
+        let unknown = |why| self.unsupported(keyword, given, format!("names no file: {why}"));
+        let mut filled = filled.map_err(unknown)?;
+        while let Some((before, (name, after))) =
+            filled.split_once("${").and_then(|(before, rest)| Some((before, rest.split_once('}')?)))
+        {
+            let value = variable(name).ok_or_else(|| unknown(format!("there is no variable `{name}`")))?;
+            filled = format!("{before}{}{after}", value.replace("${", "$"));
+        }
+        Ok(at_home(&filled))
     }
 
     fn identity(&self) -> Result<Identity, SshConfigError> {
-        let mut tried = Vec::new();
-        for given in &self.identity_files {
-            match PrivateKey::from_file(self.path(given)) {
-                Ok(key) => return Ok(self.certified(key)?.into()),
+        let paths = self.identity_files.iter().map(|given| self.path("IdentityFile", given));
+        let paths = paths.collect::<Result<Vec<_>, _>>()?;
+        let (mut tried, mut named) = (Vec::new(), Vec::new());
+        for path in &paths {
+            named.extend(public_key(path).or_else(|| public_key(&beside(path, ".pub"))));
+            match PrivateKey::from_file(path) {
+                Ok(key) => return Ok(self.certified(key, path)?.into()),
                 // `ssh` has names of its own for keys that nobody made.
                 Err(KeyError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(_) if public_key(path).is_some() => {}
                 Err(error) => tried.push(error),
             }
         }
         let agent = match self.identity_agent.as_deref() {
             Some("none") => None,
             None | Some("SSH_AUTH_SOCK") => Identity::ssh_agent().ok(),
-            Some(socket) => Some(Identity::ssh_agent_at(self.path(socket))),
+            // A variable that has the path.
+            Some(socket) if socket.starts_with('$') && !socket.starts_with("${") => {
+                std::env::var_os(&socket[1..]).filter(|path| !path.is_empty()).map(Identity::ssh_agent_at)
+            }
+            Some(socket) => Some(Identity::ssh_agent_at(self.path("IdentityAgent", socket)?)),
         };
-        match (agent, self.public_key()) {
-            (Some(agent), Some(key)) => Ok(agent.with_public_key(key)),
-            (Some(agent), None) => Ok(agent),
-            (None, _) => Err(SshConfigError::NoIdentity { host: self.alias.clone(), tried }),
+        let Some(agent) = agent else {
+            return Err(SshConfigError::NoIdentity { host: self.alias.clone(), tried });
+        };
+        for skipped in &tried {
+            tracing::warn!(error = skipped as &dyn std::error::Error, "key file not used; asking the ssh-agent");
         }
+        let mut agent = named.into_iter().fold(agent, Identity::with_public_key);
+        if !self.identities_only {
+            agent = agent.or_others();
+        }
+        for path in self.certificate_paths(&paths)? {
+            let certificate = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<Certificate>().ok());
+            agent = certificate.into_iter().fold(agent, Identity::with_certificate);
+        }
+        Ok(agent)
     }
 
-    /// The first public key that lies beside where a private one should be.
-    fn public_key(&self) -> Option<PublicKey> {
-        self.identity_files.iter().find_map(|given| {
-            let mut path = self.path(given).into_os_string();
-            path.push(".pub");
-            std::fs::read_to_string(path).ok()?.parse().ok()
-        })
-    }
-
-    fn certified(&self, key: PrivateKey) -> Result<PrivateKey, SshConfigError> {
-        for given in &self.certificate_files {
-            match key.clone().with_certificate_file(self.path(given)) {
+    fn certified(&self, key: PrivateKey, path: &Path) -> Result<PrivateKey, SshConfigError> {
+        for path in self.certificate_paths(&[path.to_owned()])? {
+            match key.clone().with_certificate_file(path) {
                 Err(KeyError::CertificateMismatch { .. }) => {}
+                Err(KeyError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 certified => return certified.map_err(SshConfigError::Certificate),
             }
         }
         Ok(key)
     }
 
+    /// Where certificates are: what is named, or else beside the keys. As for `ssh`, they need not be there.
+    fn certificate_paths(&self, keys: &[PathBuf]) -> Result<Vec<PathBuf>, SshConfigError> {
+        match &self.certificate_files[..] {
+            [] => Ok(keys.iter().map(|key| beside(key, "-cert.pub")).collect()),
+            named => named.iter().map(|given| self.path("CertificateFile", given)).collect(),
+        }
+    }
+
     fn host_keys(&self) -> Result<HostKeys, SshConfigError> {
-        let mut there = self.known_hosts.iter().filter(|file| file.exists());
+        // What cannot be looked at may have revocations in it.
+        let is_there = |file: &&PathBuf| file.as_path() != "/dev/null" && file.try_exists().unwrap_or(true);
+        let mut there = self.known_hosts.iter().filter(is_there);
         let missing = || SshConfigError::NoKnownHosts { host: self.alias.clone(), files: self.known_hosts.clone() };
         let first = HostKeys::known_hosts(there.next().ok_or_else(missing)?)?;
         Ok(there.try_fold(first, HostKeys::or_known_hosts)?)
     }
+}
+
+fn public_key(path: &Path) -> Option<PublicKey> {
+    std::fs::read_to_string(path).ok()?.parse().ok()
+}
+
+/// A file whose name goes on.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// The command that leads through other machines: the last hop connects to the hub, by way of those before it.
@@ -296,7 +380,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''").replace('%', "%%"))
 }
 
-/// The files of a list that `ssh -G` prints without quotes. They are absolute, so that a word that is not goes on with a
+/// The files of a list that `ssh -G` prints without quotes. If all of them are absolute, a word that is not goes on with a
 /// path that has a space.
 fn paths(list: &str) -> Vec<String> {
     let mut paths: Vec<String> = Vec::new();
@@ -325,20 +409,24 @@ mod tests {
     use super::*;
 
     fn parse(answer: &str) -> SshConfig {
-        SshConfig::parse("me@hub", &format!("host hub\nuser me\nhostname h\nport 22\n{answer}"), "ssh").expect("one")
+        let answer = format!("host hub\nuser me\nhostname h\nport 22\n{answer}");
+        SshConfig::parse("me@hub".into(), &answer, "ssh").expect("one")
     }
 
     #[test]
     fn files_with_spaces_are_told_apart() {
         let home = std::env::home_dir().unwrap();
-        let config = parse("userknownhostsfile /a b/c  d /e ~/f\nglobalknownhostsfile none\n");
-        let expected = ["/a b/c  d".into(), "/e".into(), home.join("f")];
-        assert_eq!(config.known_hosts, expected);
+        assert_eq!(paths("/a b/c  d /e ~/f"), ["/a b/c  d", "/e", "~/f"]);
+        let config = parse("userknownhostsfile /e ~/f\nglobalknownhostsfile none\n");
+        assert_eq!(config.known_hosts, ["/e".into(), home.join("f")]);
+        let lost = "user me\nhostname h\nport 22\nuserknownhostsfile /e f\n";
+        let error = SshConfig::parse("x".into(), lost, "ssh").expect_err("/e may have revocations");
+        assert!(matches!(error, SshConfigError::Unsupported { keyword: "UserKnownHostsFile", .. }), "{error:?}");
     }
 
     #[test]
     fn jumps_become_a_command() {
-        let command = |answer| parse(answer).proxy_command.map(|command| parse("").with_names(&command));
+        let command = |answer| parse(answer).proxy_command.map(|command| parse("").with_names(&command).expect("one"));
         assert_eq!(command("proxyjump b\n").as_deref(), Some("ssh -W '[%h]:%p' -- 'ssh://b'"));
         let several = command("proxyjump me@a:22,x,ssh://you@b:33\n");
         assert_eq!(several.as_deref(), Some("ssh -J 'me@a:22,x' -W '[%h]:%p' -- 'ssh://you@b:33'"));
@@ -349,9 +437,10 @@ mod tests {
 
     #[test]
     fn address_in_six_numbers_stands_in_brackets() {
-        let config = SshConfig::parse("x", "user me\nhostname ::1\nport 22\n", "ssh").expect("one");
-        assert_eq!(config.hub(), "[::1]:22");
-        assert!(SshConfig::parse("x", "user me\nhostname h\nport 70000\n", "ssh").is_none());
-        assert!(SshConfig::parse("x", "", "ssh").is_none());
+        let parse = |answer| SshConfig::parse("x".into(), answer, "ssh");
+        assert_eq!(parse("user me\nhostname ::1\nport 22\n").expect("one").hub(), "[::1]:22");
+        for bad in ["user me\nhostname h\nport 70000\n", "user me\nport 22\n", ""] {
+            assert!(matches!(parse(bad), Err(SshConfigError::Refused { .. })), "{bad}");
+        }
     }
 }

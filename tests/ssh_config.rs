@@ -70,7 +70,7 @@ impl Home {
         format!(
             "Host hub\n{before}\n HostName 127.0.0.1\n Port {port}\n User laptop-1\n IdentityAgent none\n \
              IdentityFile \"HOME/id\"\n CertificateFile \"HOME/id-cert.pub\"\n \
-             UserKnownHostsFile \"HOME/none\" \"HOME/known_hosts\"\n GlobalKnownHostsFile none\n"
+             UserKnownHostsFile /nowhere \"HOME/known_hosts\"\n GlobalKnownHostsFile /dev/null\n"
         )
     }
 
@@ -133,9 +133,6 @@ async fn command_on_the_way_is_run_and_ends_with_the_tunnel() {
     let config = home.read(&home.config(" ProxyCommand echo no tunnel for %r at %h"), "hub").await.expect("one");
     let refused = config.agent().expect("an agent").connect(config.hub()).await.expect_err("it ends at once");
     assert!(matches!(refused, ConnectError::Failed { step: "key exchange", .. }), "{refused:?}");
-    let config = home.read(&home.config(" ProxyCommand connect %k"), "hub").await.expect("a configuration");
-    let refused = config.agent().expect("an agent").connect(config.hub()).await.expect_err("%k");
-    assert!(matches!(refused, ConnectError::InvalidProxy { .. }), "{refused:?}");
 }
 
 #[tokio::test]
@@ -147,15 +144,30 @@ async fn ssh_agent_has_the_keys_that_no_file_has() {
     let socket = home.path("agent.sock");
     let mut ssh_agent = Peer::start(Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket));
     ssh_agent.line("SSH_AUTH_SOCK=").await;
-    // The wrong keys come first, more than a hub looks at.
-    for name in ["a", "b", "c", "d"] {
+    // The ssh-agent knows nothing of the certificate, and the wrong keys come first, more than a hub looks at.
+    fs::rename(home.path("id-cert.pub"), home.path("certificate")).expect("rename");
+    for name in ["old", "b", "c", "d"] {
         ssh_keygen(home.dir.path(), name, "ed25519");
         add(&socket, &home.path(name));
+        fs::remove_file(home.path(name)).expect("remove");
     }
-    add(&socket, &home.key); // with its certificate
+    add(&socket, &home.key);
     fs::remove_file(&home.key).expect("remove");
-    let config = home.read(&home.config(" IdentityAgent \"HOME/agent.sock\""), "hub").await.expect("a configuration");
+    let named = " IdentityAgent \"HOME/agent.sock\"\n CertificateFile \"HOME/certificate\"\n";
+    for line in ["", " IdentityFile \"HOME/old\"", " IdentityFile \"HOME/id.pub\"\n IdentitiesOnly yes"] {
+        let config = home.read(&home.config(&format!("{named}{line}")), "hub").await.expect("a configuration");
+        home.assert_leads_to_the_hub(&config).await;
+    }
+    // Beside the key it needs no name.
+    fs::rename(home.path("certificate"), home.path("id-cert.pub")).expect("rename");
+    let config =
+        home.config(" IdentityAgent \"HOME/agent.sock\"").replace(" CertificateFile \"HOME/id-cert.pub\"\n", "");
+    let config = home.read(&config, "hub").await.expect("a configuration");
     home.assert_leads_to_the_hub(&config).await;
+    let config = home.config(" IdentityFile \"HOME/b\"\n IdentitiesOnly yes\n IdentityAgent \"HOME/agent.sock\"");
+    let config = home.read(&config.replace(" IdentityFile \"HOME/id\"\n", ""), "hub").await.expect("a configuration");
+    let refused = config.agent().expect("an agent").connect(config.hub()).await.expect_err("only another key");
+    assert!(matches!(refused, ConnectError::Auth { .. }), "{refused:?}");
 }
 
 fn add(socket: &Path, key: &Path) {
@@ -172,13 +184,28 @@ async fn what_is_missing_is_named() {
     let error = home.read(&home.config(""), "-oProxyCommand=x").await.expect_err("no host");
     assert!(matches!(error, SshConfigError::Refused { .. }), "{error:?}");
 
-    let config = home.read(&home.config(" UserKnownHostsFile \"HOME/none\""), "hub").await.expect("a configuration");
+    let config =
+        home.read(&home.config(" UserKnownHostsFile /nowhere /dev/null"), "hub").await.expect("a configuration");
     let error = config.agent().expect_err("no known hosts");
     assert!(matches!(error, SshConfigError::NoKnownHosts { .. }), "{error:?}");
-    assert!(error.to_string().contains("/none"), "{error}");
-    let config = home.read(&home.config(" UserKnownHostsFile /dev/null"), "hub").await.expect("a configuration");
-    let error = config.agent().expect_err("nothing is trusted on first use");
-    assert!(matches!(error, SshConfigError::HostKeys(_)), "{error:?}");
+    assert!(error.to_string().contains("/nowhere"), "{error}");
+    for (line, keyword) in [
+        (" RevokedHostKeys /etc/ssh/revoked", "RevokedHostKeys"),
+        (" ProxyUseFdpass yes", "ProxyUseFdpass"),
+        (" UserKnownHostsFile \"HOME/known_hosts\" relative", "UserKnownHostsFile"),
+    ] {
+        let error = home.read(&home.config(line), "hub").await.expect_err(keyword);
+        assert!(matches!(&error, SshConfigError::Unsupported { keyword: is, .. } if *is == keyword), "{error:?}");
+    }
+    for (line, unknown) in [(" IdentityFile ~/.ssh/id_%k", "%k"), (" IdentityFile ${NOT_SET_HERE}/id", "NOT_SET_HERE")]
+    {
+        let config = home.read(&home.config(line), "hub").await.expect("a configuration");
+        let error = config.agent().expect_err(line);
+        assert!(error.to_string().contains(unknown), "{error}");
+    }
+    let config = home.read(&home.config(" ProxyCommand connect %k"), "hub").await.expect("a configuration");
+    let refused = config.agent().expect("an agent").connect(config.hub()).await.expect_err("%k");
+    assert!(matches!(refused, ConnectError::InvalidProxy { .. }), "{refused:?}");
 
     let config = home.read(&home.config(" CertificateFile \"HOME/config\""), "hub").await.expect("a configuration");
     let error = config.agent().expect_err("no certificate");

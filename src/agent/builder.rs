@@ -201,10 +201,9 @@ impl AgentBuilder {
     }
 
     /// A command that leads to the hub, in place of a proxy: its standard input and output are the connection, as with
-    /// OpenSSH's `ProxyCommand`. `/bin/sh` starts it at each dial, with the hub's host for `%h`, its port for `%p`, and `%`
-    /// for `%%`. What it
-    /// has to say on its standard error goes where this program's goes; a command that ends at once is
-    /// [`ConnectError::Failed`]. Dropping the connection kills it.
+    /// OpenSSH's `ProxyCommand`. `/bin/sh` starts it at each dial, as `exec COMMAND`, with the hub's host for `%h`, its port
+    /// for `%p`, and `%` for `%%`. It has no terminal to ask on, and what it says on its standard error goes where this program's goes; a
+    /// command that ends at once is [`ConnectError::Failed`]. Dropping the connection kills it and what it has started.
     ///
     /// ```no_run
     /// # async fn run(builder: dialback::AgentBuilder) -> Result<(), dialback::ConnectError> {
@@ -332,6 +331,11 @@ impl AgentBuilder {
             let address =
                 Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
             let name = address.name();
+            #[cfg(unix)]
+            if matches!(egress, Egress::Command(_)) && !crate::carrier::command::is_plain(&name.host) {
+                let why = "a command can be given a host of letters, digits, dots and dashes alone";
+                return Err(ConnectError::InvalidAddress { given: hub, why });
+            }
             let to = To {
                 address,
                 egress: egress.clone(),

@@ -5,6 +5,8 @@ use std::pin::Pin;
 use std::process::Stdio;
 use std::task::{Context, Poll};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -14,17 +16,18 @@ use super::{Carried, CarrierKind, DialFailure, HostPort};
 pub(super) fn start(template: &str, to: &HostPort) -> Result<Carried, DialFailure> {
     let failed = |error| DialFailure::Connect(io::Error::new(io::ErrorKind::InvalidInput, error));
     let command = fill(template, to).map_err(failed)?;
-    // The shell's part is over then, and what is killed is the program.
+    // Of a group of its own: a terminal's Ctrl-C is for this program, which may have calls to finish.
     let mut child = Command::new("/bin/sh")
         .args(["-c", &format!("exec {command}")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(DialFailure::Connect)?;
     let (input, output) = (child.stdin.take(), child.stdout.take());
     let output = output.ok_or_else(|| DialFailure::Connect(io::ErrorKind::BrokenPipe.into()))?;
-    Ok(Carried::new(CarrierKind::Stream, Running { input, output, _child: child }, None))
+    Ok(Carried::new(CarrierKind::Stream, Running { input, output, child }, None))
 }
 
 /// Puts a host into a command: `%h`, `%p`, and `%%` for a percent sign.
@@ -60,12 +63,22 @@ pub(crate) fn expand(template: &str, value: impl Fn(char) -> Option<String>) -> 
     Ok(filled)
 }
 
-/// A program and its two pipes. Dropping it kills the program.
+/// A program and its two pipes. Dropping it kills the program, and what it has started.
 struct Running {
     /// None when there is no more to come.
     input: Option<ChildStdin>,
     output: ChildStdout,
-    _child: Child,
+    child: Child,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // None when it has ended and was waited for: the number may be another's by now.
+        let group = self.child.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(group) = group {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL); // fails if all of it has ended
+        }
+    }
 }
 
 impl AsyncRead for Running {
@@ -148,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn dropping_it_kills_the_program() {
-        let mut carried = start("sh -c 'echo $$; exec sleep 1000'", &to("hub")).expect("a program");
+        let mut carried = start("sh -c 'sleep 1000 & echo $!; wait'", &to("hub")).expect("a program");
         let mut pid = [0; 16];
         let len = carried.stream.read(&mut pid).await.unwrap();
         let process = format!("/proc/{}/stat", String::from_utf8_lossy(&pid[..len]).trim());

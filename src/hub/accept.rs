@@ -253,8 +253,7 @@ async fn open(
     let opened = async {
         let entered = reception.source(&*opening, &carried);
         if reception.is_announced(&carried) {
-            let named = proxy_protocol::read(&mut carried.stream).await?;
-            carried.peer = named.or(carried.peer);
+            carried.peer = proxy_protocol::read(&mut carried.stream).await?;
             *peer = carried.peer;
         }
         let named = opening.source(&carried);

@@ -230,8 +230,8 @@ impl HubBuilder {
 
     /// The [trusted proxies](HubBuilder::trusted_proxies) speak the PROXY protocol of HAProxy, version 1 or 2: each
     /// connection by TCP from one of them, for SSH or for a WebSocket, has to begin with its header, before TLS, and its
-    /// agent comes from the address that this names. It is the proxy's own if the header names none (`UNKNOWN`, `LOCAL`, a
-    /// Unix socket). `X-Forwarded-For` counts only if that address is a trusted proxy's.
+    /// agent comes from the address that this names; from nowhere, as by a Unix socket, if it names none (`UNKNOWN`, `LOCAL`).
+    /// `X-Forwarded-For` counts only if that address is a trusted proxy's.
     ///
     /// Nothing is guessed: a trusted proxy's connection without the header is closed, and from anybody else a header is no
     /// way to begin. All of the trusted proxies have to speak it, then, at all of the hub's own listeners. What you

@@ -42,7 +42,7 @@ impl ProxyProtocol {
     }
 }
 
-/// Reads a header and nothing behind it, and gives the address that it names. None if that is the proxy's own.
+/// Reads a header and nothing behind it, and gives the address that it names. None if it names none.
 pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, String> {
     let mut header = Vec::new();
     loop {

@@ -77,13 +77,31 @@ impl Identity {
 }
 
 impl Identity {
-    /// Shows the hub only this one of the ssh-agent's keys, and certificates for it. A private key has no others to
-    /// choose from: for it this changes nothing.
+    /// Shows the hub only this one of the ssh-agent's keys, and certificates for it. Called again, it adds another, to be
+    /// shown after those before it. A private key has no others to choose from: for it this changes nothing.
     #[cfg_attr(not(unix), expect(unused_variables, unused_mut))]
     pub fn with_public_key(mut self, key: PublicKey) -> Self {
         #[cfg(unix)]
         if let Source::SshAgent(agent) = &mut self.0 {
-            agent.only(key);
+            agent.want(key);
+        }
+        self
+    }
+
+    /// Shows the ssh-agent's other keys, too, after those that were chosen.
+    #[cfg(unix)]
+    pub(crate) fn or_others(mut self) -> Self {
+        if let Source::SshAgent(agent) = &mut self.0 {
+            agent.take_others();
+        }
+        self
+    }
+
+    /// Shows this certificate, if the ssh-agent holds its key.
+    #[cfg(unix)]
+    pub(crate) fn with_certificate(mut self, certificate: super::Certificate) -> Self {
+        if let Source::SshAgent(agent) = &mut self.0 {
+            agent.add_certificate((*certificate.0).clone());
         }
         self
     }

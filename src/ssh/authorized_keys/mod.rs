@@ -252,8 +252,9 @@ impl AuthorizedKeys {
     /// the agents that it lists as principals, and without principals nobody. It is enough if either a line or this
     /// file grants it; labels come from lines only.
     ///
-    /// The file is read again when it changes. If it cannot be used, or a line in it is not the key of a CA, it trusts
-    /// nobody, and a certificate that no line grants is denied ([`Denied::Unavailable`]).
+    /// The file is read again when it changes. If it cannot be used, or a line in it is not the key of a CA, it trusts no
+    /// newcomer, and a certificate that no line grants is denied ([`Denied::Unavailable`]). Tunnels that stand stay until it
+    /// can be used again.
     ///
     /// # Errors
     /// When the file cannot be used.
@@ -278,8 +279,9 @@ impl AuthorizedKeys {
     /// keys, fingerprints of keys, and serial numbers and key ids of certificates. It means what it means to sshd: a
     /// certificate is refused if it is listed, or its own key is, or its CA's; the serial number 0 is none.
     ///
-    /// The file is read again when it changes. If it cannot be used, or anything in it is not understood, everybody is
-    /// denied. Replace it by renaming, for a list that is cut short may look whole.
+    /// The file is read again when it changes. If it cannot be used, or anything in it is not understood, every newcomer is
+    /// denied, and tunnels that stand stay until it can be used again. Replace it by renaming, for a list that is cut short
+    /// may look whole.
     ///
     /// # Errors
     /// When the file cannot be used.

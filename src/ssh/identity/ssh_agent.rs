@@ -7,7 +7,7 @@ use std::time::Duration;
 use russh::Signer;
 use russh::keys::agent::client::AgentClient;
 use russh::keys::agent::{AgentIdentity, AgentSessionBinding};
-use russh::keys::{self, HashAlg};
+use russh::keys::{self, Certificate, HashAlg};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -22,7 +22,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct SshAgent {
     socket: PathBuf,
-    only: Option<PublicKey>,
+    /// The keys to try first.
+    wanted: Vec<PublicKey>,
+    /// And no others, if there are any of these.
+    only: bool,
+    /// For keys that it holds without them.
+    certificates: Vec<Certificate>,
     deadline: Duration,
 }
 
@@ -34,11 +39,34 @@ pub(super) struct Connection<'a> {
 
 impl SshAgent {
     pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket, only: None, deadline: DEADLINE }
+        Self { socket, wanted: Vec::new(), only: true, certificates: Vec::new(), deadline: DEADLINE }
     }
 
-    pub(super) fn only(&mut self, key: PublicKey) {
-        self.only = Some(key);
+    pub(super) fn want(&mut self, key: PublicKey) {
+        self.wanted.push(key);
+    }
+
+    /// Tries the others after those that are wanted.
+    pub(super) fn take_others(&mut self) {
+        self.only = false;
+    }
+
+    pub(super) fn add_certificate(&mut self, certificate: Certificate) {
+        self.certificates.push(certificate);
+    }
+
+    /// Which of those that are wanted a key is; `None` if it is not to be tried.
+    fn rank(&self, key: &AgentIdentity) -> Option<usize> {
+        let key = key.public_key();
+        let place = self.wanted.iter().position(|wanted| key.key_data() == wanted.key_data());
+        place.or_else(|| (self.wanted.is_empty() || !self.only).then_some(self.wanted.len()))
+    }
+
+    /// The certificate for a key, of those that it does not hold.
+    fn certificate_for(&self, key: &AgentIdentity) -> Option<AgentIdentity> {
+        let AgentIdentity::PublicKey { key, .. } = key else { return None };
+        let mut ours = self.certificates.iter().filter(|ours| ours.public_key() == key.key_data());
+        ours.next().cloned().map(AgentIdentity::from)
     }
 
     #[cfg(test)]
@@ -64,13 +92,14 @@ impl SshAgent {
             }
         }
         let keys = self.in_time(client.request_identities()).await?.map_err(|error| self.broken(&error))?;
-        let wanted =
-            |key: &AgentIdentity| self.only.as_ref().is_none_or(|only| key.public_key().key_data() == only.key_data());
-        let keys: Vec<_> = keys.into_iter().filter(wanted).collect();
+        let mut keys: Vec<_> = keys.into_iter().filter_map(|key| Some((self.rank(&key)?, key))).collect();
         if keys.is_empty() {
-            let wanted = self.only.as_ref().map(PublicKey::summary);
+            let wanted: Vec<_> = self.wanted.iter().map(PublicKey::summary).collect();
+            let wanted = (!wanted.is_empty()).then(|| wanted.join(" or "));
             return Err(AuthError::NoKeyInSshAgent { socket: self.socket.clone(), wanted });
         }
+        keys.sort_by_key(|(rank, _)| *rank); // stable: otherwise in the ssh-agent's order
+        let keys = keys.into_iter().flat_map(|(_, key)| [self.certificate_for(&key), Some(key)]).flatten().collect();
         Ok((keys, Connection { agent: self, client }))
     }
 
@@ -98,6 +127,14 @@ impl Signer for Connection<'_> {
         hash: Option<HashAlg>,
         message: Vec<u8>,
     ) -> Result<Vec<u8>, SignError> {
+        // The ssh-agent knows nothing of a certificate that was added to its key here.
+        let bare = match key {
+            AgentIdentity::Certificate { certificate, .. } if self.agent.certificates.contains(certificate) => {
+                Some(keys::PublicKey::from(certificate.public_key().clone()).into())
+            }
+            _ => None,
+        };
+        let key = bare.as_ref().unwrap_or(key);
         let signature = self.agent.in_time(self.client.sign_request(key, hash, message)).await;
         match signature.map_err(SignError::Broken)? {
             Ok(signed) => Ok(signed),
