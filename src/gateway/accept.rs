@@ -1,13 +1,17 @@
 //! The gateway's accept loop, and the life of one client's connection.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::server::{self, Connection};
+use h2::RecvStream;
+use h2::server::{self, Connection, SendResponse};
+use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -125,6 +129,13 @@ async fn connection(
     }
 }
 
+/// What a turn of a connection has come to.
+enum Turn {
+    /// A call, or the end of the connection.
+    Accepted(Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
+    CallOver,
+}
+
 type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 enum Greeting {
@@ -210,16 +221,26 @@ async fn serve(
     let stranger = tokio::time::sleep(STRANGER);
     tokio::pin!(stranger);
     loop {
+        let turn = poll_fn(|cx| {
+            // First, so that a request's data, which often came with its head, go on with it.
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Turn::Accepted(accepted));
+            }
+            if let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
+                return Poll::Ready(Turn::CallOver);
+            }
+            // Again, so that what the calls have sent leaves with this turn.
+            connection.poll_accept(cx).map(Turn::Accepted)
+        });
         tokio::select! {
             biased;
-            // First, so that what they send leaves with the same turn of the connection.
-            Some(()) = calls.next() => {}
-            accepted = connection.accept() => match accepted {
-                Some(accepted) => {
+            turn = turn => match turn {
+                Turn::Accepted(Some(accepted)) => {
                     let (request, respond) = accepted?;
                     calls.push(call::serve(shared.clone(), client.clone(), request, respond));
                 }
-                None => return Ok(()),
+                Turn::Accepted(None) => return Ok(()),
+                Turn::CallOver => {}
             },
             () = reached(&mut stage, Stage::Draining), if !draining => {
                 draining = true;
