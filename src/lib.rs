@@ -234,9 +234,9 @@ pub use ssh::{
     InvalidCertificate, InvalidPublicKey, KeyError, KnownHostsProblem, LineProblem, OfferedHostKey, PinnedKey,
     PrivateKey, PublicKey, Revocation, TunnelIo,
 };
-#[cfg(feature = "websocket")]
 #[cfg(unix)]
 pub use ssh_config::{SshConfig, SshConfigError};
+#[cfg(feature = "websocket")]
 pub use tls::TlsError;
 pub use tuning::{tune_endpoint, tune_server};
 pub use tunnel::{TunnelConnectInfo, TunnelId};

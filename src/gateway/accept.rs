@@ -129,12 +129,8 @@ async fn connection(
     }
 }
 
-/// What a turn of a connection has come to.
-enum Turn {
-    /// A call, or the end of the connection.
-    Accepted(Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
-    CallOver,
-}
+/// A call, or the end of the connection.
+type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
 
 type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
@@ -221,26 +217,27 @@ async fn serve(
     let stranger = tokio::time::sleep(STRANGER);
     tokio::pin!(stranger);
     loop {
-        let turn = poll_fn(|cx| {
+        // None when a call is over.
+        let turn = poll_fn(|cx| -> Poll<Option<Accepted>> {
             // First, so that a request's data, which often came with its head, go on with it.
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                return Poll::Ready(Turn::Accepted(accepted));
+                return Poll::Ready(Some(accepted));
             }
             if let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
-                return Poll::Ready(Turn::CallOver);
+                return Poll::Ready(None);
             }
             // Again, so that what the calls have sent leaves with this turn.
-            connection.poll_accept(cx).map(Turn::Accepted)
+            connection.poll_accept(cx).map(Some)
         });
         tokio::select! {
             biased;
             turn = turn => match turn {
-                Turn::Accepted(Some(accepted)) => {
+                Some(Some(accepted)) => {
                     let (request, respond) = accepted?;
                     calls.push(call::serve(shared.clone(), client.clone(), request, respond));
                 }
-                Turn::Accepted(None) => return Ok(()),
-                Turn::CallOver => {}
+                Some(None) => return Ok(()),
+                None => {}
             },
             () = reached(&mut stage, Stage::Draining), if !draining => {
                 draining = true;
