@@ -94,8 +94,10 @@ enum Sending {
     Running(AbortHandle, oneshot::Receiver<SendStream<Bytes>>),
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
+impl Hold {
+    /// Sends no more, and drops what h2 still has: an answer may come before the request was taken, and h2 would keep the
+    /// rest for as long as the connection lives.
+    fn end_request(&mut self) {
         let stream = match &mut self.request {
             Sending::Given(stream) => stream.take(),
             Sending::Running(task, given) => {
@@ -103,10 +105,15 @@ impl Drop for Hold {
                 given.try_recv().ok()
             }
         };
-        // An answer may come before the request was taken, and h2 would keep the rest for as long as the connection lives.
         if let Some(mut stream) = stream.filter(|_| self.answered) {
             stream.send_reset(Reason::CANCEL);
         }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.end_request();
     }
 }
 
@@ -213,6 +220,7 @@ impl http_body::Body for ResponseBody {
                 // A peer that is always ahead of its reader may not go on for ever; the end of a call is welcome late.
                 Some(Ok(frame)) if frame.is_data() && has_passed(deadline) => {
                     this.received.set(None);
+                    this.hold.end_request();
                     Some(Err(expired()))
                 }
                 Some(Ok(mut frame)) => {
@@ -232,6 +240,7 @@ impl http_body::Body for ResponseBody {
             ready!(deadline.poll(cx));
             // Cancels the call, even if the caller holds on to this body.
             this.received.set(None);
+            this.hold.end_request();
             return Poll::Ready(Some(Err(expired())));
         }
         Poll::Pending
