@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::connector::Route;
-use crate::http2::{Lease, Placed, ReceivedBody, Upload, address, failed, strip_hop_by_hop, timeout_of};
+use crate::http2::{Given, Lease, Placed, ReceivedBody, Upload, address, failed, strip_hop_by_hop, timeout_of};
 use crate::ssh::Call;
 
 /// Calls through a tunnel; every tonic stub accepts it.
@@ -89,23 +89,26 @@ struct Hold {
 #[derive(Debug)]
 enum Sending {
     /// All of it has been given to h2.
-    Given(Option<SendStream<Bytes>>),
+    Given(Option<(SendStream<Bytes>, Given)>),
     /// The rest is sent by a task, which gives the stream back.
-    Running(AbortHandle, oneshot::Receiver<SendStream<Bytes>>),
+    Running(AbortHandle, oneshot::Receiver<(SendStream<Bytes>, Given)>),
 }
 
 impl Hold {
-    /// Sends no more, and drops what h2 still has: an answer may come before the request was taken, and h2 would keep the
-    /// rest for as long as the connection lives.
+    /// Sends no more, and has h2 drop what it still has: an answer may come before the request was taken.
     fn end_request(&mut self) {
         let stream = match &mut self.request {
             Sending::Given(stream) => stream.take(),
-            Sending::Running(task, given) => {
+            Sending::Running(task, stream) => {
                 task.abort();
-                given.try_recv().ok()
+                stream.close();
+                stream.try_recv().ok()
             }
         };
-        if let Some(mut stream) = stream.filter(|_| self.answered) {
+        if let Some((mut stream, given)) = stream
+            && self.answered
+            && given.is_kept()
+        {
             stream.send_reset(Reason::CANCEL);
         }
     }

@@ -310,7 +310,8 @@ impl SshConfig {
             }
             Some(socket) => Some(Identity::ssh_agent_at(self.path("IdentityAgent", socket)?)),
         };
-        let Some(agent) = agent else {
+        // Without a name there is none that `IdentitiesOnly` could mean.
+        let Some(agent) = agent.filter(|_| !(self.identities_only && named.is_empty())) else {
             return Err(SshConfigError::NoIdentity { host: self.alias.clone(), tried });
         };
         for skipped in &tried {
@@ -372,7 +373,7 @@ fn jump_command(hops: &str, ssh: &str) -> String {
     let (before, last) = hops.rsplit_once(',').map_or((None, hops), |(before, last)| (Some(before), last));
     let before = before.map_or(String::new(), |before| format!(" -J {}", quoted(before)));
     let last = if last.starts_with("ssh://") { last.to_owned() } else { format!("ssh://{last}") };
-    format!("{ssh}{before} -W '[%h]:%p' -- {}", quoted(&last))
+    format!("{ssh} -o BatchMode=yes{before} -W '[%h]:%p' -- {}", quoted(&last))
 }
 
 /// A word of a command for a shell.
@@ -427,10 +428,13 @@ mod tests {
     #[test]
     fn jumps_become_a_command() {
         let command = |answer| parse(answer).proxy_command.map(|command| parse("").with_names(&command).expect("one"));
-        assert_eq!(command("proxyjump b\n").as_deref(), Some("ssh -W '[%h]:%p' -- 'ssh://b'"));
+        assert_eq!(command("proxyjump b\n").as_deref(), Some("ssh -o BatchMode=yes -W '[%h]:%p' -- 'ssh://b'"));
         let several = command("proxyjump me@a:22,x,ssh://you@b:33\n");
-        assert_eq!(several.as_deref(), Some("ssh -J 'me@a:22,x' -W '[%h]:%p' -- 'ssh://you@b:33'"));
-        assert_eq!(command("proxyjump b'%n\n").as_deref(), Some(r"ssh -W '[%h]:%p' -- 'ssh://b'\''%%n'"));
+        assert_eq!(several.as_deref(), Some("ssh -o BatchMode=yes -J 'me@a:22,x' -W '[%h]:%p' -- 'ssh://you@b:33'"));
+        assert_eq!(
+            command("proxyjump b'%n\n").as_deref(),
+            Some(r"ssh -o BatchMode=yes -W '[%h]:%p' -- 'ssh://b'\''%%n'")
+        );
         assert_eq!(command("proxycommand none\n"), None);
         assert_eq!(command("proxycommand x %n %r %% %h\n").as_deref(), Some("x hub me %% %h"));
     }

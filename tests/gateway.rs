@@ -706,6 +706,65 @@ async fn what_an_agent_has_not_taken_when_it_answers_is_dropped() {
     until("the agent has been told of every call", || dropped.load(Ordering::Relaxed) == 2 * CALLS).await;
 }
 
+/// h2 remembers only so many calls that were given up, and ends a connection for what comes late for the others: calls that
+/// have ended of themselves must not take those places.
+#[tokio::test]
+async fn calls_that_are_over_do_not_count_as_given_up() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let seen = connections.clone();
+    let (hub, agent, gateway) = {
+        let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+        let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).unwrap();
+        let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.unwrap();
+        let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host.public_key()));
+        let agent = agent.connect(hub.local_addr().to_string()).await.unwrap();
+        let gateway = bind(Gateway::builder(&hub)).await;
+        (hub, agent, gateway)
+    };
+    let mut incoming = agent.incoming();
+    tokio::spawn(async move {
+        while let Some(Ok(io)) = tokio_stream::StreamExt::next(&mut incoming).await {
+            seen.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(io).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let is_chat = request.uri().path() == CHAT;
+                    tokio::spawn(async move {
+                        let mut stream = respond.send_response(head(), false).unwrap();
+                        // What is given up is answered all the same.
+                        while is_chat && stream.send_data(Bytes::from_static(&[0; 1024]), false).is_ok() {
+                            tokio::time::sleep(SECOND / 100).await;
+                        }
+                        let _ = stream.send_trailers(trailers("0"));
+                        drop(request);
+                    });
+                }
+            });
+        }
+    });
+    soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    let client = RawClient::connect(gateway.local_addr()).await;
+    for _ in 0..60 {
+        let calls = (0..100).map(|_| client.call(to_agent(UNARY), &[7; 10]));
+        for answer in futures_util::future::join_all(calls).await {
+            assert_eq!(code(&answer.unwrap()), Code::Ok);
+        }
+    }
+    for _ in 0..30 {
+        let mut begun = Vec::new();
+        for _ in 0..50 {
+            begun.push(client.begin(to_agent(CHAT)).await);
+        }
+        for (answer, body) in begun {
+            let answer = soon("a head", answer).await.unwrap();
+            drop((answer, body));
+        }
+    }
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(code(&client.call(to_agent(UNARY), &[7; 10]).await.unwrap()), Code::Ok);
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "the agent's connection was ended for its late answers");
+}
+
 /// C3: a million small messages to a caller who reads slowly cost the agent's connection nothing: h2 would end it.
 #[tokio::test]
 async fn small_messages_to_a_slow_caller_harm_nobody() {

@@ -339,7 +339,7 @@ impl Exchange<'_> {
         };
         let relay =
             (!complete).then(|| Relay::new(body, stream, stall, kept).on(&lease, hasty).without(remove_own_metadata));
-        let mut up = Up { relay, is_over: false, answered: false };
+        let mut up = Up { relay, before: 0, is_over: false, answered: false };
         let mut clock = Clock::new(deadline, idle);
         let answer = loop {
             tokio::select! {
@@ -409,6 +409,8 @@ impl Exchange<'_> {
 /// The request's direction of a call.
 struct Up {
     relay: Option<Relay>,
+    /// What a relay had moved that is gone.
+    before: u64,
     is_over: bool,
     /// The head of the answer has come.
     answered: bool,
@@ -419,8 +421,12 @@ impl Up {
     async fn next(&mut self) -> Relayed {
         match &mut self.relay {
             Some(relay) if !self.is_over => {
-                let ended = relay.await;
+                let ended = (&mut *relay).await;
                 self.is_over = true;
+                if matches!(ended, Relayed::SinkClosed) {
+                    // Nobody takes what the caller still sends.
+                    (self.before, self.relay) = (relay.moved(), None);
+                }
                 ended
             }
             _ => pending().await,
@@ -428,14 +434,14 @@ impl Up {
     }
 
     fn moved(&self) -> u64 {
-        self.relay.as_ref().map_or(0, Relay::moved)
+        self.relay.as_ref().map_or(self.before, Relay::moved)
     }
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // An answer may come before the request was taken, and h2 would keep the rest for as long as the connection lives.
-        if let Some(relay) = self.relay.as_mut().filter(|_| self.answered) {
+        // An answer may come before the request was taken.
+        if let Some(relay) = self.relay.as_mut().filter(|relay| self.answered && relay.is_kept()) {
             relay.sink().send_reset(Reason::CANCEL);
         }
     }

@@ -18,6 +18,7 @@ use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
 use super::connection::Lease;
+use super::given::Given;
 use super::held::Held;
 use super::upload::HASTY;
 
@@ -130,6 +131,7 @@ pub(crate) struct Relay {
     patience: Duration,
     waiting: Option<Waiting>,
     moved: u64,
+    given: Given,
     /// Of the connection that the receiver shares with others.
     shares: Option<Arc<Held>>,
     /// The first of the data need not wait for room.
@@ -162,6 +164,7 @@ impl Relay {
             patience,
             waiting: None,
             moved: 0,
+            given: Given::default(),
             shares: None,
             hasty: false,
             blocked: false,
@@ -191,6 +194,11 @@ impl Relay {
         self.moved
     }
 
+    /// Whether h2 still has what has gone on, at the end of a connection that other calls share.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.given.is_kept()
+    }
+
     /// The stream to the receiver, to end it otherwise.
     pub(crate) fn sink(&mut self) -> &mut SendStream<Bytes> {
         &mut self.sink
@@ -212,6 +220,7 @@ impl Relay {
             let data = self.gathered.queue.pop(if self.shares.is_some() { wanted } else { room });
             let len = data.len();
             let last = self.gathered.queue.is_empty() && matches!(self.gathered.end, Some(None));
+            let data = if self.shares.is_some() { self.given.watch(data) } else { data };
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);
             }

@@ -11,6 +11,8 @@ use http::HeaderMap;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
+use super::given::Given;
+
 /// The most that goes to h2 before there is room for it, in bytes: the first chunk of a call in haste.
 pub(super) const HASTY: usize = 4 * 1024;
 
@@ -18,8 +20,7 @@ pin_project! {
     /// Sends a body to its end, no faster than the peer reads; resets the stream when the body fails. Ends early when the
     /// peer does not want more. Dropping it stops sending.
     ///
-    /// Gives the stream back: h2 may still have some of it to send, and keeps that for ever, even when the call is over, where
-    /// a peer grants no window. A reset makes it let go.
+    /// Gives the stream back, of which h2 may still have something to send.
     pub(crate) struct Upload<B> {
         #[pin]
         body: B,
@@ -33,6 +34,7 @@ pin_project! {
         end: Option<Option<HeaderMap>>,
         // How many chunks were sent.
         sent: u64,
+        given: Given,
     }
 }
 
@@ -42,7 +44,16 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream: Some(stream), hasty: false, held: None, after: None, end: None, sent: 0 }
+        Self {
+            body,
+            stream: Some(stream),
+            hasty: false,
+            held: None,
+            after: None,
+            end: None,
+            sent: 0,
+            given: Given::default(),
+        }
     }
 
     /// In haste, a small first chunk does not wait for room.
@@ -68,11 +79,11 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    type Output = SendStream<Bytes>;
+    type Output = (SendStream<Bytes>, Given);
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SendStream<Bytes>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(SendStream<Bytes>, Given)> {
         let mut this = self.project();
-        loop {
+        'sending: loop {
             let Some(stream) = this.stream else { return Poll::Pending };
             while this.end.is_none() && this.after.is_none() {
                 match this.body.as_mut().poll_frame(cx) {
@@ -80,7 +91,7 @@ where
                     Poll::Ready(None) => *this.end = Some(None),
                     Poll::Ready(Some(Err(error))) => {
                         stream.send_reset(reason_in(&*error.into()));
-                        return this.stream.take().map_or(Poll::Pending, Poll::Ready);
+                        break 'sending;
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) if this.held.is_none() => *this.held = Some(data),
@@ -99,7 +110,7 @@ where
                 let last = this.after.is_none() && matches!(this.end, Some(None));
                 let data = std::mem::replace(this.held, this.after.take()).unwrap_or_default();
                 *this.sent += 1;
-                if stream.send_data(data, last).is_err() || last {
+                if stream.send_data(this.given.watch(data), last).is_err() || last {
                     break;
                 }
             } else if let Some(end) = this.end {
@@ -114,7 +125,8 @@ where
                 break;
             }
         }
-        this.stream.take().map_or(Poll::Pending, Poll::Ready)
+        let given = std::mem::take(this.given);
+        this.stream.take().map_or(Poll::Pending, |stream| Poll::Ready((stream, given)))
     }
 }
 

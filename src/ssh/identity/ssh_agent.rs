@@ -35,6 +35,8 @@ pub(super) struct SshAgent {
 pub(super) struct Connection<'a> {
     agent: &'a SshAgent,
     client: AgentClient<UnixStream>,
+    /// Those that the ssh-agent does not hold.
+    certificates: Vec<Certificate>,
 }
 
 impl SshAgent {
@@ -60,13 +62,6 @@ impl SshAgent {
         let key = key.public_key();
         let place = self.wanted.iter().position(|wanted| key.key_data() == wanted.key_data());
         place.or_else(|| (self.wanted.is_empty() || !self.only).then_some(self.wanted.len()))
-    }
-
-    /// The certificate for a key, of those that it does not hold.
-    fn certificate_for(&self, key: &AgentIdentity) -> Option<AgentIdentity> {
-        let AgentIdentity::PublicKey { key, .. } = key else { return None };
-        let mut ours = self.certificates.iter().filter(|ours| ours.public_key() == key.key_data());
-        ours.next().cloned().map(AgentIdentity::from)
     }
 
     #[cfg(test)]
@@ -99,8 +94,19 @@ impl SshAgent {
             return Err(AuthError::NoKeyInSshAgent { socket: self.socket.clone(), wanted });
         }
         keys.sort_by_key(|(rank, _)| *rank); // stable: otherwise in the ssh-agent's order
-        let keys = keys.into_iter().flat_map(|(_, key)| [self.certificate_for(&key), Some(key)]).flatten().collect();
-        Ok((keys, Connection { agent: self, client }))
+        let mut certificates = self.certificates.clone();
+        for (_, key) in &keys {
+            if let AgentIdentity::Certificate { certificate, .. } = key {
+                certificates.retain(|ours| ours != certificate);
+            }
+        }
+        let certificate_for = |key: &AgentIdentity| {
+            let AgentIdentity::PublicKey { key, .. } = key else { return None };
+            let mut ours = certificates.iter().filter(|ours| ours.public_key() == key.key_data());
+            ours.next().cloned().map(AgentIdentity::from)
+        };
+        let keys = keys.into_iter().flat_map(|(_, key)| [certificate_for(&key), Some(key)]).flatten().collect();
+        Ok((keys, Connection { agent: self, client, certificates }))
     }
 
     async fn in_time<F: Future>(&self, answer: F) -> Result<F::Output, AuthError> {
@@ -129,7 +135,7 @@ impl Signer for Connection<'_> {
     ) -> Result<Vec<u8>, SignError> {
         // The ssh-agent knows nothing of a certificate that was added to its key here.
         let bare = match key {
-            AgentIdentity::Certificate { certificate, .. } if self.agent.certificates.contains(certificate) => {
+            AgentIdentity::Certificate { certificate, .. } if self.certificates.contains(certificate) => {
                 Some(keys::PublicKey::from(certificate.public_key().clone()).into())
             }
             _ => None,
