@@ -1,17 +1,13 @@
 //! The gateway's accept loop, and the life of one client's connection.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::RecvStream;
-use h2::server::{self, Connection, SendResponse};
-use http::Request;
+use h2::server::{self, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -129,9 +125,6 @@ async fn connection(
     }
 }
 
-/// A call, or the end of the connection.
-type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
-
 type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 enum Greeting {
@@ -217,27 +210,16 @@ async fn serve(
     let stranger = tokio::time::sleep(STRANGER);
     tokio::pin!(stranger);
     loop {
-        // None when a call is over.
-        let turn = poll_fn(|cx| -> Poll<Option<Accepted>> {
-            // First, so that a request's data, which often came with its head, go on with it.
-            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                return Poll::Ready(Some(accepted));
-            }
-            if let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
-                return Poll::Ready(None);
-            }
-            // Again, so that what the calls have sent leaves with this turn.
-            connection.poll_accept(cx).map(Some)
-        });
         tokio::select! {
             biased;
-            turn = turn => match turn {
-                Some(Some(accepted)) => {
+            // First, so that what they send leaves with the same turn of the connection.
+            Some(()) = calls.next() => {}
+            accepted = connection.accept() => match accepted {
+                Some(accepted) => {
                     let (request, respond) = accepted?;
                     calls.push(call::serve(shared.clone(), client.clone(), request, respond));
                 }
-                Some(None) => return Ok(()),
-                None => {}
+                None => return Ok(()),
             },
             () = reached(&mut stage, Stage::Draining), if !draining => {
                 draining = true;

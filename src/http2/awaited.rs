@@ -15,8 +15,6 @@ use h2::client::ResponseFuture;
 use http::Response;
 use tokio::sync::Notify;
 
-use super::connection::Usage;
-
 /// Resets that go out at once: below h2's limit of 20.
 const GROUP: usize = 16;
 
@@ -26,14 +24,12 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The head of an answer, to come. Dropping it before gives the call up; the reset may go out a moment later.
 pub(crate) struct Awaited {
     answer: Option<ResponseFuture>,
-    /// When the call began, as its connection counts the time.
-    begun: u64,
-    usage: Arc<Usage>,
+    resets: Arc<Resets>,
 }
 
 impl Awaited {
-    pub(super) fn new(answer: ResponseFuture, begun: u64, usage: Arc<Usage>) -> Self {
-        Self { answer: Some(answer), begun, usage }
+    pub(crate) fn new(answer: ResponseFuture, resets: Arc<Resets>) -> Self {
+        Self { answer: Some(answer), resets }
     }
 }
 
@@ -44,9 +40,6 @@ impl Future for Awaited {
         let Some(answer) = &mut self.answer else { return Poll::Pending };
         let answer = ready!(Pin::new(answer).poll(cx));
         self.answer = None;
-        if answer.is_ok() {
-            self.usage.haste.answered(self.begun);
-        }
         Poll::Ready(answer)
     }
 }
@@ -54,7 +47,7 @@ impl Future for Awaited {
 impl Drop for Awaited {
     fn drop(&mut self) {
         if let Some(answer) = self.answer.take() {
-            self.usage.resets.give_up(answer);
+            self.resets.give_up(answer);
         }
     }
 }
