@@ -124,11 +124,11 @@
 //! An agent claims an id as its SSH user name and proves a key: a [`PrivateKey`] file, encrypted or not, with an OpenSSH
 //! certificate or not, or the keys of a running ssh-agent ([`Identity`]). An [`Authorizer`] says which ids that grants:
 //! [`AuthorizedKeys`] reads OpenSSH files (`authorized_keys`, the keys of user CAs, and what is revoked) and follows
-//! their changes, [`AllowedKeys`] is a list in memory, and the trait takes anything else. A key never gets an id that it was not granted, and whoever is refused is
-//! not told why. The hub asks again while a tunnel lives ([`Authorizer::recheck_every`]): what is taken back ends it.
+//! their changes, [`AllowedKeys`] is a list in memory, and the trait takes anything else. A key never gets an id that it
+//! was not granted, and whoever is refused is not told why. The hub asks again while a tunnel lives ([`Authorizer::recheck_every`]): what is taken back ends it.
 //!
 //! # Host keys
-//! [`HostKeys`] is how an agent recognises its hub: a `known_hosts` file, a fingerprint, a key or a callback. There is no
+//! [`HostKeys`] is how an agent recognises its hub: `known_hosts` files, a fingerprint, a key or a callback. There is no
 //! default, nothing is trusted on first use, and what cannot be read is refused. It is asked before the agent sends its
 //! id or any signature.
 //!

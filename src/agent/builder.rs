@@ -202,8 +202,9 @@ impl AgentBuilder {
 
     /// A command that leads to the hub, in place of a proxy: its standard input and output are the connection, as with
     /// OpenSSH's `ProxyCommand`. `/bin/sh` starts it at each dial, as `exec COMMAND`, with the hub's host for `%h`, its port
-    /// for `%p`, and `%` for `%%`. It has no terminal to ask on, and what it says on its standard error goes where this program's goes; a
-    /// command that ends at once is [`ConnectError::Failed`]. Dropping the connection kills it and what it has started.
+    /// for `%p`, and `%` for `%%`. It is no job of the terminal's: one that asks there stands still until the login's time is
+    /// over. What it says on its standard error goes where this program's goes; a command that ends at once is
+    /// [`ConnectError::Failed`]. Dropping the connection kills it and what it has started.
     ///
     /// ```no_run
     /// # async fn run(builder: dialback::AgentBuilder) -> Result<(), dialback::ConnectError> {
