@@ -8,10 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
@@ -20,7 +21,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::connector::Route;
-use crate::http2::{Lease, Placed, ReceivedBody, Upload, address, failed, strip_hop_by_hop, timeout_of};
+use crate::http2::{Given, Lease, Placed, ReceivedBody, Upload, address, failed, strip_hop_by_hop, timeout_of};
 use crate::ssh::Call;
 
 /// Calls through a tunnel; every tonic stub accepts it.
@@ -79,15 +80,43 @@ impl TunnelChannel {
 struct Hold {
     call: Call,
     _lease: Lease,
-    /// Sends what is left of the request.
-    upload: Option<AbortHandle>,
+    request: Sending,
+    /// The head of the answer has come.
+    answered: bool,
+}
+
+/// How far a request has been sent.
+#[derive(Debug)]
+enum Sending {
+    /// All of it has been given to h2.
+    Given(Option<(SendStream<Bytes>, Given)>),
+    /// The rest is sent by a task, which gives the stream back.
+    Running(AbortHandle, oneshot::Receiver<(SendStream<Bytes>, Given)>),
+}
+
+impl Hold {
+    /// Sends no more, and has h2 drop what it still has: an answer may come before the request was taken.
+    fn end_request(&mut self) {
+        let stream = match &mut self.request {
+            Sending::Given(stream) => stream.take(),
+            Sending::Running(task, stream) => {
+                task.abort();
+                stream.close();
+                stream.try_recv().ok()
+            }
+        };
+        if let Some((mut stream, given)) = stream
+            && self.answered
+            && given.is_kept()
+        {
+            stream.send_reset(Reason::CANCEL);
+        }
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(upload) = &self.upload {
-            upload.abort();
-        }
+        self.end_request();
     }
 }
 
@@ -103,17 +132,23 @@ async fn exchange(placed: Placed, request: Request<Body>) -> Result<(Hold, Respo
         lease.has_ended();
         failed(session, error)
     })?;
-    let response = lease.awaits(response);
-    let mut hold = Hold { call, _lease: lease, upload: None };
+    let (response, hasty) = lease.awaits(response);
+    let mut hold = Hold { call, _lease: lease, request: Sending::Given(None), answered: false };
     if !body.is_end_stream() {
-        let mut upload = Box::pin(Upload::new(body, stream));
+        let mut upload = Box::pin(Upload::new(body, stream).hasty(hasty));
         // Most requests are sent here and now.
-        if poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await.is_pending() {
-            hold.upload = Some(hold.call.session().runtime.spawn(upload).abort_handle());
-        }
+        hold.request = match poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await {
+            Poll::Ready(stream) => Sending::Given(Some(stream)),
+            Poll::Pending => {
+                let (give, given) = oneshot::channel();
+                let rest = async { _ = give.send(upload.await) };
+                Sending::Running(hold.call.session().runtime.spawn(rest).abort_handle(), given)
+            }
+        };
     }
-    let response = response.await;
-    response.map_err(|error| failed(hold.call.session(), error)).map(|response| (hold, response))
+    let response = response.await.map_err(|error| failed(hold.call.session(), error))?;
+    hold.answered = true;
+    Ok((hold, response))
 }
 
 impl Service<Request<Body>> for TunnelChannel {
@@ -188,6 +223,7 @@ impl http_body::Body for ResponseBody {
                 // A peer that is always ahead of its reader may not go on for ever; the end of a call is welcome late.
                 Some(Ok(frame)) if frame.is_data() && has_passed(deadline) => {
                     this.received.set(None);
+                    this.hold.end_request();
                     Some(Err(expired()))
                 }
                 Some(Ok(mut frame)) => {
@@ -207,6 +243,7 @@ impl http_body::Body for ResponseBody {
             ready!(deadline.poll(cx));
             // Cancels the call, even if the caller holds on to this body.
             this.received.set(None);
+            this.hold.end_request();
             return Poll::Ready(Some(Err(expired())));
         }
         Poll::Pending

@@ -61,12 +61,27 @@ where
     F: Fn(Request<h2::RecvStream>, h2::server::SendResponse<Bytes>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let mut settings = h2::server::Builder::new();
+    settings.max_concurrent_streams(1000);
+    start_raw_with(set, settings, handle).await
+}
+
+/// The agent's server has settings of its own.
+async fn start_raw_with<F, Fut>(
+    set: impl FnOnce(GatewayBuilder) -> GatewayBuilder,
+    settings: h2::server::Builder,
+    handle: F,
+) -> (Hub, Agent, Gateway, RawClient)
+where
+    F: Fn(Request<h2::RecvStream>, h2::server::SendResponse<Bytes>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
     let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
     let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).unwrap();
     let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.unwrap();
     let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host.public_key()));
     let agent = agent.connect(hub.local_addr().to_string()).await.unwrap();
-    serve_raw(agent.incoming(), handle);
+    serve_raw(settings, agent.incoming(), handle);
     soon("the agent", hub.wait_for(AGENT)).await.unwrap();
     let gateway = bind(set(Gateway::builder(&hub))).await;
     let client = RawClient::connect(gateway.local_addr()).await;
@@ -398,6 +413,53 @@ async fn callers_who_cancel_in_bursts_cost_others_nothing() {
     assert!(ended.is_err(), "the call that stood has ended: {ended:?}");
 }
 
+/// Calls that are given up while others hold all the places of a connection must not wait for one in h2, and go out with
+/// their resets all at once when there is one.
+#[tokio::test]
+async fn calls_given_up_while_a_connection_is_full_cost_others_nothing() {
+    const PLACES: usize = 100;
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counter = seen.clone();
+    let mut settings = h2::server::Builder::new();
+    settings.max_concurrent_streams(PLACES as u32);
+    let (hub, _agent, _gateway, client) = start_raw_with(
+        |gateway| gateway,
+        settings,
+        move |request, mut respond| {
+            let counter = counter.clone();
+            async move {
+                counter.fetch_add(1, Ordering::Relaxed);
+                if request.uri().path() == CHAT {
+                    let _stream = respond.send_response(head(), false).unwrap();
+                    std::future::pending::<()>().await;
+                }
+                let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            }
+        },
+    )
+    .await;
+    let (answer, _body) = client.begin(to_agent(CHAT)).await;
+    let mut standing = soon("the head", answer).await.unwrap().into_body();
+    let begin = |calls: usize| {
+        let mut own = JoinSet::new();
+        for _ in 0..calls {
+            let mut client = EchoClient::new(hub.channel(AGENT).unwrap());
+            own.spawn(async move { client.unary(payload("")).await });
+        }
+        own
+    };
+    let first = begin(PLACES - 1);
+    until("the connection is full", || seen.load(Ordering::Relaxed) == PLACES).await;
+    drop(first);
+    for _ in 0..30 {
+        let next = begin(20);
+        tokio::time::sleep(SECOND / 1000).await;
+        drop(next);
+    }
+    let ended = timeout(SECOND, standing.data()).await;
+    assert!(ended.is_err(), "the call that stood has ended: {ended:?}");
+}
+
 /// C6, and a limit of the gateway's own.
 #[tokio::test]
 async fn deadlines_hold_for_caller_and_handler() {
@@ -615,6 +677,139 @@ async fn upload_that_nobody_reads_keeps_no_others_from_the_agent() {
     let other = RawClient::connect(gateway.local_addr()).await;
     let answer = soon("another's answer", other.call(to_agent(UNARY), &[0; 100])).await.unwrap();
     assert_eq!(code(&answer), Code::Ok);
+}
+
+/// C1: small requests go out before there is room for them, as long as answers show that they arrive.
+#[tokio::test]
+async fn small_calls_find_out_that_an_agent_takes_nothing() {
+    let (_hub, _agent, gateway, client) = start_raw(
+        |gateway| gateway.stall_timeout(3 * SECOND),
+        |request, mut respond| async move {
+            let is_chat = request.uri().path() == CHAT;
+            let mut body = request.into_body();
+            while !is_chat && let Some(Ok(data)) = body.data().await {
+                body.flow_control().release_capacity(data.len()).unwrap();
+            }
+            if is_chat {
+                let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            } else if let Ok(mut stream) = respond.send_response(head(), false) {
+                stream.send_trailers(trailers("0")).unwrap();
+            }
+        },
+    )
+    .await;
+    // All of it is on its way, and nothing of it waits: but it is all of the window of h2's connections.
+    let (_answer, mut body) = client.begin(to_agent(CHAT)).await;
+    body.send_data(vec![0; 65_535].into(), true).unwrap();
+    tokio::time::sleep(SECOND / 2).await;
+    let other = Arc::new(RawClient::connect(gateway.local_addr()).await);
+    let call = |message: &'static [u8]| {
+        let other = other.clone();
+        tokio::spawn(async move { code(&other.call(to_agent(UNARY), message).await.unwrap()) })
+    };
+    let first = call(&[0; 100]);
+    tokio::time::sleep(SECOND * 3 / 2).await;
+    let second = call(&[0; 100]);
+    tokio::time::sleep(SECOND * 3 / 2).await;
+    assert_eq!(soon("a third's answer, on another connection", call(&[0; 100])).await.unwrap(), Code::Ok);
+    assert_eq!(soon("the second's end", second).await.unwrap(), Code::ResourceExhausted);
+    assert!(!first.is_finished(), "nobody knows of the first but its caller");
+    first.abort();
+}
+
+/// An agent that grants no window and answers all the same would have the hub keep every request.
+#[tokio::test]
+async fn what_an_agent_has_not_taken_when_it_answers_is_dropped() {
+    const CALLS: usize = 500;
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counter = dropped.clone();
+    let mut settings = h2::server::Builder::new();
+    settings.initial_window_size(0);
+    let (hub, _agent, _gateway, client) = start_raw_with(
+        |gateway| gateway,
+        settings,
+        move |request, mut respond| {
+            let counter = counter.clone();
+            async move {
+                let Ok(mut stream) = respond.send_response(head(), false) else { return };
+                stream.send_trailers(trailers("0")).unwrap();
+                let end = request.into_body().data().await;
+                assert_eq!(end.unwrap().unwrap_err().reason(), Some(Reason::CANCEL));
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        },
+    )
+    .await;
+    let message = [7; 1000];
+    for _ in 0..CALLS {
+        assert_eq!(code(&soon("an answer", client.call(to_agent(UNARY), &message)).await.unwrap()), Code::Ok);
+    }
+    until("the agent has been told of every call", || dropped.load(Ordering::Relaxed) == CALLS).await;
+    let mut echo = EchoClient::new(hub.channel(AGENT).unwrap());
+    for _ in 0..CALLS {
+        let error = soon("an end", echo.unary(payload(message))).await.unwrap_err();
+        assert_eq!(error.code(), Code::Internal, "an answer without a message: {error:?}");
+    }
+    until("the agent has been told of every call", || dropped.load(Ordering::Relaxed) == 2 * CALLS).await;
+}
+
+/// h2 remembers only so many calls that were given up, and ends a connection for what comes late for the others: calls that
+/// have ended of themselves must not take those places.
+#[tokio::test]
+async fn calls_that_are_over_do_not_count_as_given_up() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let seen = connections.clone();
+    let (hub, agent, gateway) = {
+        let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+        let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).unwrap();
+        let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.unwrap();
+        let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host.public_key()));
+        let agent = agent.connect(hub.local_addr().to_string()).await.unwrap();
+        let gateway = bind(Gateway::builder(&hub)).await;
+        (hub, agent, gateway)
+    };
+    let mut incoming = agent.incoming();
+    tokio::spawn(async move {
+        while let Some(Ok(io)) = tokio_stream::StreamExt::next(&mut incoming).await {
+            seen.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(io).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let is_chat = request.uri().path() == CHAT;
+                    tokio::spawn(async move {
+                        let mut stream = respond.send_response(head(), false).unwrap();
+                        // What is given up is answered all the same.
+                        while is_chat && stream.send_data(Bytes::from_static(&[0; 1024]), false).is_ok() {
+                            tokio::time::sleep(SECOND / 100).await;
+                        }
+                        let _ = stream.send_trailers(trailers("0"));
+                        drop(request);
+                    });
+                }
+            });
+        }
+    });
+    soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    let client = RawClient::connect(gateway.local_addr()).await;
+    for _ in 0..60 {
+        let calls = (0..100).map(|_| client.call(to_agent(UNARY), &[7; 10]));
+        for answer in futures_util::future::join_all(calls).await {
+            assert_eq!(code(&answer.unwrap()), Code::Ok);
+        }
+    }
+    for _ in 0..30 {
+        let mut begun = Vec::new();
+        for _ in 0..50 {
+            begun.push(client.begin(to_agent(CHAT)).await);
+        }
+        for (answer, body) in begun {
+            let answer = soon("a head", answer).await.unwrap();
+            drop((answer, body));
+        }
+    }
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(code(&client.call(to_agent(UNARY), &[7; 10]).await.unwrap()), Code::Ok);
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "the agent's connection was ended for its late answers");
 }
 
 /// C3: a million small messages to a caller who reads slowly cost the agent's connection nothing: h2 would end it.

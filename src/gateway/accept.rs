@@ -1,13 +1,17 @@
 //! The gateway's accept loop, and the life of one client's connection.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::server::{self, Connection};
+use h2::RecvStream;
+use h2::server::{self, Connection, SendResponse};
+use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -41,6 +45,9 @@ const MAX_FRAME: u32 = 128 << 10;
 
 /// What is gathered for one write to the client's socket: h2 makes one for each frame.
 const GATHERED: usize = 64 << 10;
+
+/// How many calls are accepted before those that run have their turn, whatever the client sends meanwhile.
+const ACCEPTED_AT_ONCE: usize = 64;
 
 /// How HTTP/2 begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -124,6 +131,9 @@ async fn connection(
         tracing::debug!(%peer, error, "connection ended");
     }
 }
+
+/// A call, or the end of the connection.
+type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
 
 type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
@@ -209,17 +219,33 @@ async fn serve(
     let mut draining = false;
     let stranger = tokio::time::sleep(STRANGER);
     tokio::pin!(stranger);
+    let mut accepted_since = 0;
     loop {
+        // None when a call is over.
+        let turn = poll_fn(|cx| -> Poll<Option<Accepted>> {
+            // First, so that a request's data, which often came with its head, go on with it.
+            if accepted_since < ACCEPTED_AT_ONCE
+                && let Poll::Ready(accepted) = connection.poll_accept(cx)
+            {
+                accepted_since += 1;
+                return Poll::Ready(Some(accepted));
+            }
+            if let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
+                return Poll::Ready(None);
+            }
+            accepted_since = 0;
+            // Again, so that what the calls have sent leaves with this turn.
+            connection.poll_accept(cx).map(Some)
+        });
         tokio::select! {
             biased;
-            // First, so that what they send leaves with the same turn of the connection.
-            Some(()) = calls.next() => {}
-            accepted = connection.accept() => match accepted {
-                Some(accepted) => {
+            turn = turn => match turn {
+                Some(Some(accepted)) => {
                     let (request, respond) = accepted?;
                     calls.push(call::serve(shared.clone(), client.clone(), request, respond));
                 }
-                None => return Ok(()),
+                Some(None) => return Ok(()),
+                None => {}
             },
             () = reached(&mut stage, Stage::Draining), if !draining => {
                 draining = true;

@@ -297,13 +297,13 @@ async fn serve_here(
         let mut before = None;
         loop {
             tokio::select! {
-                () = upload.as_mut() => return,
-                () = reached(deadline) => return end(upload.stream(), &expired()),
+                _ = upload.as_mut() => return,
+                () = reached(deadline) => return upload.stream().map_or((), |stream| end(stream, &expired())),
                 () = sleep(stall) => {
                     let now = upload.waits();
                     if now.is_some() && now == before {
                         // A status would wait behind what is not taken.
-                        return upload.stream().send_reset(Reason::ENHANCE_YOUR_CALM);
+                        return upload.stream().map_or((), |stream| stream.send_reset(Reason::ENHANCE_YOUR_CALM));
                     }
                     before = now;
                 }
@@ -330,33 +330,32 @@ impl Exchange<'_> {
         let complete = body.is_empty();
         let sent = sender.send_request(Request::from_parts(head, ()), complete);
         drop(sender);
-        let (mut answer, stream) = match sent {
+        let ((mut answer, hasty), stream) = match sent {
             Ok((answer, stream)) => (lease.awaits(answer), stream),
             Err(error) => {
                 lease.has_ended();
                 return refuse(failed(session, error), &mut respond);
             }
         };
-        let mut up =
-            (!complete).then(|| Relay::new(body, stream, stall, kept).on(lease.held()).without(remove_own_metadata));
+        let relay =
+            (!complete).then(|| Relay::new(body, stream, stall, kept).on(&lease, hasty).without(remove_own_metadata));
+        let mut up = Up { relay, before: 0, is_over: false, answered: false };
         let mut clock = Clock::new(deadline, idle);
-        // What an upload that has ended had moved.
-        let mut before = 0;
         let answer = loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => break answer,
-                ended = next(&mut up) => match ended {
+                ended = up.next() => match ended {
                     Relayed::SourceFailed(_) => return, // the caller is gone
                     Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
                     // The agent may answer before it has heard all.
-                    Relayed::Complete | Relayed::SinkClosed => before = take_moved(&mut up),
+                    Relayed::Complete | Relayed::SinkClosed => {}
                 },
                 _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
                 why = clock.rings() => match why {
                     Rings::Deadline => return refuse(expired(), &mut respond),
-                    Rings::Idle if before + moved(&up) == clock.moved => return refuse(idled(), &mut respond),
-                    Rings::Idle => clock.again(before + moved(&up)),
+                    Rings::Idle if up.moved() == clock.moved => return refuse(idled(), &mut respond),
+                    Rings::Idle => clock.again(up.moved()),
                 },
             }
         };
@@ -369,6 +368,7 @@ impl Exchange<'_> {
                 };
             }
         };
+        up.answered = true;
         strip_hop_by_hop(&mut head.headers);
         head.version = http::Version::HTTP_2;
         let complete = body.is_end_stream();
@@ -378,7 +378,7 @@ impl Exchange<'_> {
         }
         let body = Gathered::new(body, vec![kept.clone(), lease.held().clone()]);
         let mut down = Relay::new(body, stream, stall, kept);
-        clock.again(before + moved(&up));
+        clock.again(up.moved());
         let status = loop {
             tokio::select! {
                 biased;
@@ -390,15 +390,15 @@ impl Exchange<'_> {
                         None => break failed(session, error),
                     },
                 },
-                ended = next(&mut up) => match ended {
+                ended = up.next() => match ended {
                     Relayed::SourceFailed(_) => return, // the caller is gone
                     Relayed::Stalled => break stalled("the agent", stall),
-                    Relayed::Complete | Relayed::SinkClosed => before = take_moved(&mut up),
+                    Relayed::Complete | Relayed::SinkClosed => {}
                 },
                 why = clock.rings() => match why {
                     Rings::Deadline => break expired(),
-                    Rings::Idle if before + moved(&up) + down.moved() == clock.moved => break idled(),
-                    Rings::Idle => clock.again(before + moved(&up) + down.moved()),
+                    Rings::Idle if up.moved() + down.moved() == clock.moved => break idled(),
+                    Rings::Idle => clock.again(up.moved() + down.moved()),
                 },
             }
         };
@@ -406,21 +406,45 @@ impl Exchange<'_> {
     }
 }
 
-/// The end of the request's direction; never, if that has ended.
-async fn next(up: &mut Option<Relay>) -> Relayed {
-    match up {
-        Some(relay) => relay.await,
-        None => pending().await,
+/// The request's direction of a call.
+struct Up {
+    relay: Option<Relay>,
+    /// What a relay had moved that is gone.
+    before: u64,
+    is_over: bool,
+    /// The head of the answer has come.
+    answered: bool,
+}
+
+impl Up {
+    /// How it ends; never, if it has ended.
+    async fn next(&mut self) -> Relayed {
+        match &mut self.relay {
+            Some(relay) if !self.is_over => {
+                let ended = (&mut *relay).await;
+                self.is_over = true;
+                if matches!(ended, Relayed::SinkClosed) {
+                    // Nobody takes what the caller still sends.
+                    (self.before, self.relay) = (relay.moved(), None);
+                }
+                ended
+            }
+            _ => pending().await,
+        }
+    }
+
+    fn moved(&self) -> u64 {
+        self.relay.as_ref().map_or(self.before, Relay::moved)
     }
 }
 
-fn moved(up: &Option<Relay>) -> u64 {
-    up.as_ref().map_or(0, Relay::moved)
-}
-
-/// Lets go of a request's direction that has ended, and says what it had moved.
-fn take_moved(up: &mut Option<Relay>) -> u64 {
-    up.take().map_or(0, |relay| relay.moved())
+impl Drop for Up {
+    fn drop(&mut self) {
+        // An answer may come before the request was taken.
+        if let Some(relay) = self.relay.as_mut().filter(|relay| self.answered && relay.is_kept()) {
+            relay.sink().send_reset(Reason::CANCEL);
+        }
+    }
 }
 
 /// Ends an answer that has begun.

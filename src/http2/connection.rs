@@ -1,8 +1,9 @@
 //! The HTTP/2 connections that all of one side's own calls through a tunnel share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
@@ -38,18 +39,62 @@ struct Connection {
     usage: Arc<Usage>,
 }
 
-struct Usage {
-    calls: AtomicUsize,
+pub(super) struct Usage {
+    pub(super) calls: AtomicUsize,
     ended: AtomicBool,
     /// What is kept for slow readers of its calls: window that the others lack.
     held: Arc<Held>,
-    resets: Arc<Resets>,
+    pub(super) resets: Resets,
+    pub(super) haste: Haste,
 }
 
 impl Default for Usage {
     fn default() -> Self {
         let held = Arc::new(Held::new(tuning::HTTP2_CONNECTION_WINDOW as usize / 2));
-        Self { calls: AtomicUsize::new(0), ended: AtomicBool::new(false), held, resets: Arc::default() }
+        Self {
+            calls: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            held,
+            resets: Resets::default(),
+            haste: Haste::default(),
+        }
+    }
+}
+
+/// Whether the first data of a call may go to h2 before there is room for them.
+///
+/// A new stream has no room until the connection's task has opened it: most calls would wait for that, and go out a turn
+/// later. But where there is no room at all, nobody would notice. So it goes on for a second at most without an answer, and
+/// from then on calls wait for room, until one is answered again.
+pub(super) struct Haste {
+    base: Instant,
+    /// When the first call was begun that no answer has come for, nor for any after it: in microseconds. 0 for none.
+    since: AtomicU64,
+}
+
+/// How long it goes on without an answer, in microseconds.
+const WITHOUT_ANSWER: u64 = 1_000_000;
+
+impl Default for Haste {
+    fn default() -> Self {
+        Self { base: Instant::now(), since: AtomicU64::new(0) }
+    }
+}
+
+impl Haste {
+    /// A call begins: when, and whether it may be hasty.
+    fn begin(&self) -> (u64, bool) {
+        let now = self.base.elapsed().as_micros() as u64 + 1;
+        let since = self.since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        (now, since.map_or_else(|since| now.saturating_sub(since) < WITHOUT_ANSWER, |_| true))
+    }
+
+    /// The call that began then is answered, and so its data have arrived.
+    pub(super) fn answered(&self, begun: u64) {
+        let since = self.since.load(Ordering::Relaxed);
+        if begun >= since {
+            let _ = self.since.compare_exchange(since, 0, Ordering::Relaxed, Ordering::Relaxed); // or it was another's
+        }
     }
 }
 
@@ -77,9 +122,10 @@ impl Lease {
         self.0.usage.ended.store(true, Ordering::Release);
     }
 
-    /// Waits for a call's answer.
-    pub(crate) fn awaits(&self, answer: ResponseFuture) -> Awaited {
-        Awaited::new(answer, self.0.usage.resets.clone())
+    /// Waits for a call's answer. Says, too, whether the call's first data may go to h2 before there is room for them.
+    pub(crate) fn awaits(&self, answer: ResponseFuture) -> (Awaited, bool) {
+        let (begun, hasty) = self.0.usage.haste.begin();
+        (Awaited::new(answer, begun, self.0.usage.clone()), hasty)
     }
 
     /// What is kept for slow readers of the connection's calls.
@@ -175,7 +221,7 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
                     ended = driver => if let Err(error) = ended {
                         tracing::debug!(%error, "connection for own calls ended");
                     },
-                    () = usage.resets.pace() => {}
+                    () = usage.pace_resets() => {}
                     () = silent => tracing::warn!(agent = %session.agent, "connection for own calls ended: no answer to a ping"),
                 }
                 usage.ended.store(true, Ordering::Release);
@@ -188,3 +234,35 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
 
 /// What h2 may keep of one call's data that is not sent yet.
 const SEND_BUFFER: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn haste_ends_a_second_after_the_first_call_without_an_answer_and_comes_back_with_one() {
+        let mut haste = Haste::default();
+        let pass = |haste: &mut Haste, time| haste.base -= time;
+        let (first, hasty) = haste.begin();
+        assert!(hasty);
+        pass(&mut haste, Duration::from_millis(900));
+        let (second, hasty) = haste.begin();
+        assert!(hasty);
+        pass(&mut haste, Duration::from_millis(200));
+        let (third, hasty) = haste.begin();
+        assert!(!hasty, "1.1 s without an answer");
+
+        haste.answered(second);
+        let (fourth, hasty) = haste.begin();
+        assert!(hasty, "one that began later was answered");
+        // It says nothing of those that began after it.
+        haste.answered(third);
+        haste.answered(first);
+        pass(&mut haste, Duration::from_secs(2));
+        assert!(!haste.begin().1);
+        haste.answered(fourth);
+        assert!(haste.begin().1);
+    }
+}

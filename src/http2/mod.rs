@@ -3,6 +3,7 @@
 mod awaited;
 mod body;
 mod connection;
+mod given;
 mod headers;
 mod held;
 mod keep_alive;
@@ -13,6 +14,7 @@ mod upload;
 
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
+pub(crate) use self::given::Given;
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
 #[cfg(feature = "gateway")]
 pub(crate) use self::held::Held;

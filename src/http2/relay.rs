@@ -17,7 +17,10 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
+use super::connection::Lease;
+use super::given::Given;
 use super::held::Held;
+use super::upload::HASTY;
 
 /// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
 const SMALL: usize = 1024;
@@ -128,8 +131,11 @@ pub(crate) struct Relay {
     patience: Duration,
     waiting: Option<Waiting>,
     moved: u64,
+    given: Given,
     /// Of the connection that the receiver shares with others.
     shares: Option<Arc<Held>>,
+    /// The first of the data need not wait for room.
+    hasty: bool,
     /// That connection counts as full.
     blocked: bool,
     /// Where too much is kept for all of them.
@@ -158,7 +164,9 @@ impl Relay {
             patience,
             waiting: None,
             moved: 0,
+            given: Given::default(),
             shares: None,
+            hasty: false,
             blocked: false,
             shared: shared.clone(),
             trailers,
@@ -166,10 +174,12 @@ impl Relay {
     }
 
     /// The receiver is at the end of a connection that other calls share, and its stream can be reset at any time. So whole
-    /// chunks are passed on where there is room for a byte, which saves frames: h2 keeps the rest, of one chunk. And while
-    /// it takes nothing, perhaps because the window of all is used up, the connection counts as full in `held`.
-    pub(crate) fn on(mut self, held: &Arc<Held>) -> Self {
-        self.shares = Some(held.clone());
+    /// chunks are passed on where there is room for a byte, which saves frames: h2 keeps the rest, of one chunk. In haste, a
+    /// small first one goes on without room. And while the receiver takes nothing, perhaps because the window of all is used
+    /// up, the connection counts as full.
+    pub(crate) fn on(mut self, lease: &Lease, hasty: bool) -> Self {
+        self.shares = Some(lease.held().clone());
+        self.hasty = hasty;
         self
     }
 
@@ -184,6 +194,11 @@ impl Relay {
         self.moved
     }
 
+    /// Whether h2 still has what has gone on, at the end of a connection that other calls share.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.given.is_kept()
+    }
+
     /// The stream to the receiver, to end it otherwise.
     pub(crate) fn sink(&mut self) -> &mut SendStream<Bytes> {
         &mut self.sink
@@ -194,7 +209,8 @@ impl Relay {
         while let Some(wanted) = self.gathered.queue.front_len() {
             self.sink.reserve_capacity(wanted);
             let room = self.sink.capacity();
-            if room == 0 {
+            let at_once = self.hasty && self.moved == 0 && wanted <= HASTY;
+            if room == 0 && !at_once {
                 match self.sink.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Relayed::SinkClosed),
@@ -204,6 +220,7 @@ impl Relay {
             let data = self.gathered.queue.pop(if self.shares.is_some() { wanted } else { room });
             let len = data.len();
             let last = self.gathered.queue.is_empty() && matches!(self.gathered.end, Some(None));
+            let data = if self.shares.is_some() { self.given.watch(data) } else { data };
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);
             }

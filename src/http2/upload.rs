@@ -11,13 +11,22 @@ use http::HeaderMap;
 use http_body::Body;
 use pin_project_lite::pin_project;
 
+use super::given::Given;
+
+/// The most that goes to h2 before there is room for it, in bytes: the first chunk of a call in haste.
+pub(super) const HASTY: usize = 4 * 1024;
+
 pin_project! {
     /// Sends a body to its end, no faster than the peer reads; resets the stream when the body fails. Ends early when the
     /// peer does not want more. Dropping it stops sending.
+    ///
+    /// Gives the stream back, of which h2 may still have something to send.
     pub(crate) struct Upload<B> {
         #[pin]
         body: B,
-        stream: SendStream<Bytes>,
+        stream: Option<SendStream<Bytes>>,
+        // The first chunk need not wait for room.
+        hasty: bool,
         // Read from the body, and not sent yet: the next chunk and, so that the last is known, the one after.
         held: Option<Bytes>,
         after: Option<Bytes>,
@@ -25,6 +34,7 @@ pin_project! {
         end: Option<Option<HeaderMap>>,
         // How many chunks were sent.
         sent: u64,
+        given: Given,
     }
 }
 
@@ -34,7 +44,21 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     pub(crate) fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, held: None, after: None, end: None, sent: 0 }
+        Self {
+            body,
+            stream: Some(stream),
+            hasty: false,
+            held: None,
+            after: None,
+            end: None,
+            sent: 0,
+            given: Given::default(),
+        }
+    }
+
+    /// In haste, a small first chunk does not wait for room.
+    pub(crate) fn hasty(self, hasty: bool) -> Self {
+        Self { hasty, ..self }
     }
 
     /// If it waits for the peer: how many chunks it has sent, to see later whether there were more.
@@ -43,10 +67,10 @@ where
         self.held.is_some().then_some(self.sent)
     }
 
-    /// The stream, to end it otherwise.
+    /// The stream, to end it otherwise. None when it has been given back.
     #[cfg(feature = "gateway")]
-    pub(crate) fn stream(self: Pin<&mut Self>) -> &mut SendStream<Bytes> {
-        self.project().stream
+    pub(crate) fn stream(self: Pin<&mut Self>) -> Option<&mut SendStream<Bytes>> {
+        self.project().stream.as_mut()
     }
 }
 
@@ -55,18 +79,19 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    type Output = ();
+    type Output = (SendStream<Bytes>, Given);
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(SendStream<Bytes>, Given)> {
         let mut this = self.project();
-        loop {
+        'sending: loop {
+            let Some(stream) = this.stream else { return Poll::Pending };
             while this.end.is_none() && this.after.is_none() {
                 match this.body.as_mut().poll_frame(cx) {
                     Poll::Pending => break,
                     Poll::Ready(None) => *this.end = Some(None),
                     Poll::Ready(Some(Err(error))) => {
-                        this.stream.send_reset(reason_in(&*error.into()));
-                        return Poll::Ready(());
+                        stream.send_reset(reason_in(&*error.into()));
+                        break 'sending;
                     }
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) if this.held.is_none() => *this.held = Some(data),
@@ -77,27 +102,31 @@ where
             }
             // Sending fails only on a stream that is gone, and then nobody wants the rest.
             if let Some(len) = this.held.as_ref().map(Bytes::len) {
+                let at_once = len == 0 || (*this.hasty && *this.sent == 0 && len <= HASTY);
                 // A whole chunk goes as soon as there is room for a byte: h2 keeps the rest, one chunk at most.
-                if len > 0 && ready!(poll_room(this.stream, len, cx)).is_err() {
-                    return Poll::Ready(());
+                if !at_once && ready!(poll_room(stream, len, cx)).is_err() {
+                    break;
                 }
                 let last = this.after.is_none() && matches!(this.end, Some(None));
                 let data = std::mem::replace(this.held, this.after.take()).unwrap_or_default();
                 *this.sent += 1;
-                if this.stream.send_data(data, last).is_err() || last {
-                    return Poll::Ready(());
+                if stream.send_data(this.given.watch(data), last).is_err() || last {
+                    break;
                 }
             } else if let Some(end) = this.end {
                 let _ = match end.take() {
-                    Some(trailers) => this.stream.send_trailers(trailers),
-                    None => this.stream.send_data(Bytes::new(), true),
+                    Some(trailers) => stream.send_trailers(trailers),
+                    None => stream.send_data(Bytes::new(), true),
                 };
-                return Poll::Ready(());
+                break;
             } else {
                 // Nothing to send: the peer may not want more, too.
-                return this.stream.poll_reset(cx).map(|_| ());
+                let _ = ready!(stream.poll_reset(cx));
+                break;
             }
         }
+        let given = std::mem::take(this.given);
+        this.stream.take().map_or(Poll::Pending, |stream| Poll::Ready((stream, given)))
     }
 }
 

@@ -120,7 +120,7 @@ pub fn with(path: &str, headers: &[(&str, &str)]) -> Request<()> {
 }
 
 /// An agent's server that hands each call to `handle`.
-pub fn serve_raw<F, Fut>(mut incoming: Incoming, handle: F) -> JoinHandle<()>
+pub fn serve_raw<F, Fut>(settings: h2::server::Builder, mut incoming: Incoming, handle: F) -> JoinHandle<()>
 where
     F: Fn(Request<RecvStream>, SendResponse<Bytes>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -128,12 +128,9 @@ where
     let handle = Arc::new(handle);
     tokio::spawn(async move {
         while let Some(Ok(io)) = incoming.next().await {
-            let handle = handle.clone();
+            let (handle, settings) = (handle.clone(), settings.clone());
             tokio::spawn(async move {
-                let mut builder = h2::server::Builder::new();
-                let Ok(mut connection) = builder.max_concurrent_streams(1000).handshake::<_, Bytes>(io).await else {
-                    return;
-                };
+                let Ok(mut connection) = settings.handshake::<_, Bytes>(io).await else { return };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     tokio::spawn(handle(request, respond));
                 }
