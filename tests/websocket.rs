@@ -444,14 +444,17 @@ async fn nginx(dir: &std::path::Path, hub: &str, tls: Option<&Certificates>) -> 
                 files.key.display()
             ),
         };
+        // For those who ask for another name.
+        let others = listen.replacen(';', " default_server;", 1);
         let config = format!(
             "daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log;
              events {{}}
              http {{
                access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
                uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+               server {{ {others} return 421; }}
                server {{
-                 {listen}
+                 {listen} server_name 127.0.0.1;
                  location /tunnel {{
                    proxy_pass http://{hub};
                    proxy_bind 127.0.0.3;
@@ -493,6 +496,11 @@ async fn agents_come_through_nginx_and_are_known_by_their_own_address() {
         let (_nginx, port) = nginx(dir.path(), address(&url), tls).await;
         let scheme = if tls.is_some() { "wss" } else { "ws" };
         let url = format!("{scheme}://127.0.0.1:{port}/tunnel");
+        if tls.is_none() {
+            let (_, stranger) = keys();
+            let error = stranger.connect(format!("ws://localhost:{port}/tunnel")).await.expect_err("a wrong Host");
+            assert!(matches!(&error, ConnectError::NotWebSocket { status: Some(421), .. }), "{error:?}");
+        }
 
         let agent = agent.tls_roots(&files.authority).connect(&*url).await.expect("connect");
         serve(&Echo::default(), agent.incoming());
