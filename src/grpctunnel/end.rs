@@ -54,7 +54,14 @@ struct State<P: Protocol> {
     /// Those who wait for the protocol itself to get somewhere, and those who wait for the end.
     watching: Vec<Waker>,
     closing: Vec<Waker>,
+    /// The carrier takes nothing any more.
+    mute: bool,
     ended: Option<CloseReason>,
+}
+
+/// Why a tunnel ends whose carrier is gone, where nobody said more.
+pub(super) fn carrier_lost() -> CloseReason {
+    CloseReason::ConnectionLost { error: "the carrier ended".into() }
 }
 
 impl<P: Protocol> End<P> {
@@ -67,6 +74,7 @@ impl<P: Protocol> End<P> {
             reader: None,
             watching: Vec::new(),
             closing: Vec::new(),
+            mute: false,
             ended: None,
         };
         Self { state: Mutex::new(state), heard: AtomicUsize::new(0) }
@@ -208,14 +216,17 @@ impl<P: Protocol> End<P> {
         loop {
             let room = poll_fn(|cx| {
                 let mut state = self.lock();
-                if state.ended.is_some() || !state.protocol.is_overfull() {
-                    return Poll::Ready(());
+                match &state.ended {
+                    Some(reason) => return Poll::Ready(Some(reason.clone())),
+                    None if !state.protocol.is_overfull() => return Poll::Ready(None),
+                    // There will be no room: what waits is not sent.
+                    None if state.mute => return Poll::Ready(Some(carrier_lost())),
+                    None => {}
                 }
                 state.reader = Some(cx.waker().clone());
                 Poll::Pending
             });
-            room.await;
-            if let Some(reason) = self.ended() {
+            if let Some(reason) = room.await {
                 return reason;
             }
             let frame = tokio::select! {
@@ -287,7 +298,7 @@ impl<P: Protocol> State<P> {
     }
 }
 
-/// What an end has to say, for the carrier, which asks no faster than it is taken. Ends with the tunnel, and the tunnel with it.
+/// What an end has to say, for the carrier, which asks no faster than it is taken. Ends with the tunnel.
 pub(super) struct Frames<P: Protocol>(Arc<End<P>>);
 
 impl<P: Protocol> Frames<P> {
@@ -297,9 +308,15 @@ impl<P: Protocol> Frames<P> {
 }
 
 impl<P: Protocol> Drop for Frames<P> {
-    /// Nothing that is said goes anywhere any more.
+    /// Nothing that is said goes anywhere any more. What the peer has said before may still have to be read.
     fn drop(&mut self) {
-        self.0.end(CloseReason::ConnectionLost { error: "the carrier ended".into() });
+        let mut state = self.0.lock();
+        state.mute = true;
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
     }
 }
 

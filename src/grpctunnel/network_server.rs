@@ -19,7 +19,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use tower_service::Service;
 
-use super::end::{End, Frames, Protocol};
+use super::end::{End, Frames, Protocol, carrier_lost};
 use super::proto::tunnel_service_server as generated;
 use super::protocol::{self, NEGOTIATE, ON};
 use super::tunnel_client::Caller;
@@ -417,7 +417,8 @@ fn opened<T: Send + 'static>(said: impl Stream<Item = Result<T, Status>> + Send 
     response
 }
 
-/// What a tunnel's end says on a carrier of which this is the server, with the carrier's own end.
+/// What a tunnel's end says on a carrier of which this is the server, with the carrier's own end. Dropping it, which the end of the
+/// carrier does, ends the tunnel.
 struct Said<P: Protocol> {
     end: Arc<End<P>>,
     frames: Frames<P>,
@@ -451,6 +452,12 @@ impl<P: Protocol> Stream for Said<P> {
                 })
             }
         }
+    }
+}
+
+impl<P: Protocol> Drop for Said<P> {
+    fn drop(&mut self) {
+        self.end.end(carrier_lost());
     }
 }
 
