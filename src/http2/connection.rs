@@ -255,6 +255,8 @@ mod tests {
         assert!(!hasty, "1.1 s without an answer");
 
         haste.answered(second);
+        // Not in the same microsecond as the third.
+        pass(&mut haste, Duration::from_millis(1));
         let (fourth, hasty) = haste.begin();
         assert!(hasty, "one that began later was answered");
         // It says nothing of those that began after it.
