@@ -8,7 +8,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
+use h2::client::SendRequest;
+use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -21,8 +22,12 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::connector::Route;
-use crate::http2::{Given, Lease, Placed, ReceivedBody, Upload, address, failed, strip_hop_by_hop, timeout_of};
+#[cfg(feature = "grpctunnel")]
+use crate::grpctunnel::{CallBody, Caller};
+use crate::http2::{Given, Lease, Placed, ReceivedBody, Upload, Way, address, failed, strip_hop_by_hop, timeout_of};
 use crate::ssh::Call;
+#[cfg(feature = "grpctunnel")]
+use crate::ssh::OwnChannel;
 
 /// Calls through a tunnel; every tonic stub accepts it.
 ///
@@ -34,6 +39,8 @@ use crate::ssh::Call;
 /// [wait for one](TunnelChannel::wait_for_ready); calls in flight when the tunnel is lost fail `UNAVAILABLE` with the
 /// agent's name and the reason. A call that never reached the agent, because its tunnel has just ended, is being renewed
 /// or takes no more channels, is sent once more, on another tunnel if there is one.
+///
+/// Which tunnel took a call is in its response's extensions, as a [`TunnelId`](crate::TunnelId).
 ///
 /// # Deadlines
 /// A request's timeout holds on this side too, for the whole call, streams included; what has arrived by then and was not
@@ -64,18 +71,26 @@ impl TunnelChannel {
             None => self.send_once(request).await,
             Some(at) => tokio::time::timeout_at(at, self.send_once(request)).await.unwrap_or_else(|_| Err(expired())),
         };
-        let (hold, mut response) = sent.map_err(|status| status_at_deadline(status, deadline))?;
+        let mut response = sent.map_err(|status| status_at_deadline(status, deadline))?;
         mend(response.headers_mut(), deadline);
         let deadline = deadline.map(tokio::time::sleep_until);
-        Ok(response.map(|stream| ResponseBody { received: Some(ReceivedBody::new(stream)), deadline, hold }))
+        Ok(response.map(|received| ResponseBody { received: Some(received), deadline }))
     }
 
-    async fn send_once(&self, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
-        exchange(Placed::find(&*self.route, self.patience).await?, request).await
+    async fn send_once(&self, request: Request<Body>) -> Result<Response<Received>, Status> {
+        let Placed { call, way } = Placed::find(&*self.route, self.patience).await?;
+        let tunnel_id = call.session().id;
+        let mut response = match way {
+            Way::Http2 { lease, sender } => exchange(call, lease, sender, request).await?,
+            #[cfg(feature = "grpctunnel")]
+            Way::Own { channel, caller } => exchange_own(call, channel, &caller, request).await?,
+        };
+        response.extensions_mut().insert(tunnel_id);
+        Ok(response)
     }
 }
 
-/// What a call holds until its end; dropping it ends the call.
+/// What a call on a connection holds until its end; dropping it ends the call.
 #[derive(Debug)]
 struct Hold {
     call: Call,
@@ -121,8 +136,12 @@ impl Drop for Hold {
 }
 
 /// Sends a request and waits for the head of its answer.
-async fn exchange(placed: Placed, request: Request<Body>) -> Result<(Hold, Response<RecvStream>), Status> {
-    let Placed { call, lease, mut sender } = placed;
+async fn exchange(
+    call: Call,
+    lease: Lease,
+    mut sender: SendRequest<Bytes>,
+    request: Request<Body>,
+) -> Result<Response<Received>, Status> {
     let session = call.session();
     let (mut head, body) = request.into_parts();
     strip_hop_by_hop(&mut head.headers);
@@ -148,7 +167,55 @@ async fn exchange(placed: Placed, request: Request<Body>) -> Result<(Hold, Respo
     }
     let response = response.await.map_err(|error| failed(hold.call.session(), error))?;
     hold.answered = true;
-    Ok((hold, response))
+    Ok(response.map(|stream| Received::Http2(ReceivedBody::new(stream), hold)))
+}
+
+/// The same in a tunnel that has no channels.
+#[cfg(feature = "grpctunnel")]
+async fn exchange_own(
+    call: Call,
+    channel: OwnChannel,
+    caller: &Caller,
+    request: Request<Body>,
+) -> Result<Response<Received>, Status> {
+    let (mut head, body) = request.into_parts();
+    strip_hop_by_hop(&mut head.headers);
+    match caller.call(head, body).await {
+        Ok(response) => Ok(response.map(|body| Received::Own { body, call, _channel: channel })),
+        Err(failure) => Err(failure.status(call.session())),
+    }
+}
+
+/// What comes of an answer, and what the call holds until its end; dropping it ends the call.
+#[derive(Debug)]
+enum Received {
+    Http2(ReceivedBody, Hold),
+    #[cfg(feature = "grpctunnel")]
+    Own {
+        body: CallBody,
+        call: Call,
+        _channel: OwnChannel,
+    },
+}
+
+impl Received {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self {
+            Self::Http2(body, hold) => {
+                Pin::new(body).poll_frame(cx).map_err(|error| failed(hold.call.session(), error))
+            }
+            #[cfg(feature = "grpctunnel")]
+            Self::Own { body, call, .. } => Pin::new(body).poll_frame(cx).map_err(|lost| lost.status(call.session())),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http2(body, _) => body.is_end_stream(),
+            #[cfg(feature = "grpctunnel")]
+            Self::Own { body, .. } => body.is_end_stream(),
+        }
+    }
 }
 
 impl Service<Request<Body>> for TunnelChannel {
@@ -202,11 +269,9 @@ pin_project! {
     ///
     /// Dropping it before its end cancels the call, and the peer's handler is told.
     pub struct ResponseBody {
-        #[pin]
-        received: Option<ReceivedBody>,
+        received: Option<Received>,
         #[pin]
         deadline: Option<Sleep>,
-        hold: Hold,
     }
 }
 
@@ -215,15 +280,14 @@ impl http_body::Body for ResponseBody {
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut this = self.project();
-        let Some(received) = this.received.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let this = self.project();
+        let Some(received) = this.received else { return Poll::Ready(None) };
         let deadline = this.deadline.as_ref().as_pin_ref().map(|deadline| deadline.deadline());
         if let Poll::Ready(frame) = received.poll_frame(cx) {
             return Poll::Ready(match frame {
                 // A peer that is always ahead of its reader may not go on for ever; the end of a call is welcome late.
                 Some(Ok(frame)) if frame.is_data() && has_passed(deadline) => {
-                    this.received.set(None);
-                    this.hold.end_request();
+                    *this.received = None;
                     Some(Err(expired()))
                 }
                 Some(Ok(mut frame)) => {
@@ -232,9 +296,9 @@ impl http_body::Body for ResponseBody {
                     }
                     Some(Ok(frame))
                 }
-                Some(Err(error)) => {
-                    this.received.set(None);
-                    Some(Err(status_at_deadline(failed(this.hold.call.session(), error), deadline)))
+                Some(Err(status)) => {
+                    *this.received = None;
+                    Some(Err(status_at_deadline(status, deadline)))
                 }
                 None => None,
             });
@@ -242,19 +306,18 @@ impl http_body::Body for ResponseBody {
         if let Some(deadline) = this.deadline.as_pin_mut() {
             ready!(deadline.poll(cx));
             // Cancels the call, even if the caller holds on to this body.
-            this.received.set(None);
-            this.hold.end_request();
+            *this.received = None;
             return Poll::Ready(Some(Err(expired())));
         }
         Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        self.received.as_ref().is_none_or(http_body::Body::is_end_stream)
+        self.received.as_ref().is_none_or(Received::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.received.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+        SizeHint::default()
     }
 }
 
@@ -265,7 +328,7 @@ impl fmt::Debug for ResponseBody {
 }
 
 /// tonic 0.14.9 panics when status details are not base64 (`Status::from_header_map`), and a peer may send any bytes.
-fn drop_bad_details(headers: &mut HeaderMap) {
+pub(crate) fn drop_bad_details(headers: &mut HeaderMap) {
     const DETAILS: &str = "grpc-status-details-bin";
     if !headers.contains_key(DETAILS) {
         return;

@@ -179,6 +179,10 @@
 //! | at a gateway: connections | 10,000, with 1,000 calls and 16 MiB each; 10 s until HTTP/2, and 30 s until a call that a policy lets in | `GatewayBuilder::max_connections`, `window` |
 //! | calls of one caller | 10,000 | `max_calls_per_caller` |
 //! | what waits for slow readers | a call's window each (24 MiB from an agent, 4 MiB from a caller), 256 MiB in all, for 30 s without a byte taken | `max_held`, `stall_timeout` |
+//! | in a tunnel of `grpctunnel`: calls that are taken at once | 10,000; more are refused | |
+//! | received and not read | 1 MiB for each call, 64 MiB in all; then the call that holds most ends | `window` |
+//! | one message | 64 MiB | `max_message` |
+//! | written and not sent | 128 KiB for each call; then its writer waits | |
 //!
 //! The bounds on calls and on what HTTP/2 holds are those of servers and endpoints that went through [`tune_server`] and
 //! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms; a window
@@ -190,6 +194,7 @@
 //! | `aws-lc-rs` | yes | [AWS-LC](https://docs.rs/aws-lc-rs) for the cryptography of SSH and TLS: constantly maintained, fastest on servers with AVX-512 or Arm Neoverse; TLS has post-quantum key exchange only with it |
 //! | `ring` | no | [ring](https://docs.rs/ring) instead, if `aws-lc-rs` is off: builds for more machines, and is faster where a CPU has VAES without AVX-512, as AMD's Zen 3. One of the two is needed |
 //! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call |
+//! | `grpctunnel` | no | `dialback::grpctunnel`: tunnels that are gRPC calls themselves, wire-compatible with the Go library [grpctunnel](https://github.com/jhump/grpctunnel) and its Python port |
 //! | `websocket` | no | `ws://` and `wss://` hubs ([`Hub::listen`], `Hub::listen_tls`, `Hub::accept_websocket`), and proxies that are spoken to over TLS |
 //! | `rsa` | no | RSA keys of agents and hubs, with SHA-2 signatures only. The `rsa` crate has an unfixed timing side channel ([RUSTSEC-2023-0071](https://rustsec.org/advisories/RUSTSEC-2023-0071.html)) |
 
@@ -202,6 +207,8 @@ mod connector;
 mod follow;
 #[cfg(feature = "gateway")]
 pub mod gateway;
+#[cfg(feature = "grpctunnel")]
+pub mod grpctunnel;
 mod http2;
 mod hub;
 mod id;

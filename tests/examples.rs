@@ -250,6 +250,106 @@ async fn options_are_explained() {
     }
 }
 
+/// Tunnels that are gRPC calls: the story, and the demo with the other libraries' programs in either role.
+#[cfg(feature = "grpctunnel")]
+mod grpctunnel {
+    use super::*;
+    use crate::common::grpctunnel::Library;
+
+    #[tokio::test]
+    async fn story_is_told_and_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (status, said) = soon("the end", example("grpctunnel", dir.path(), &[]).finish()).await;
+        assert!(status.success(), "{status}\n{}", said.join("\n"));
+        let mut lines = said.iter();
+        for part in [
+            "cloud: an ordinary gRPC server on 127.0.0.1:",
+            "stranger: the tunnel was not opened: ",
+            "laptop: connected to grpctunnel (tunnel ",
+            "cloud: laptop-1 is here by gRPC, tunnel ",
+            "  bidirectional     <- Hello Grace",
+            "laptop: calling the cloud",
+            "  unary             <- Hello cloud, this is the cloud, through tunnel ",
+            "cloud: calling by a tunnel in the tunnel",
+            "  unary             <- Hello cloud, this is the laptop's inner self",
+            "cloud: the tunnel of laptop-1 ended: ",
+        ] {
+            assert!(lines.any(|line| line.starts_with(part)), "no {part:?} in its place:\n{}", said.join("\n"));
+        }
+    }
+
+    /// The example calls what its own other half hosts, or the program of the same role on another library.
+    async fn server(library: Option<Library>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut server = example("grpctunnel_server", dir.path(), &["--listen", "127.0.0.1:0"]);
+        let address = soon("the server's start", server.line("listening on ")).await;
+        let mut client = match library {
+            None => example("grpctunnel_client", dir.path(), &["--server", &address]),
+            Some(library) => match library.command("demo-agent").await {
+                Some(mut command) => Peer::start(command.args(["--server", &address])),
+                None => return,
+            },
+        };
+        for number in 1..=3 {
+            assert_eq!(soon("an answer", server.line("  <- Echo: ")).await, format!("call {number}"));
+        }
+        for _ in 1..=5 {
+            soon("an answer", server.line("  <- Echo: call at once ")).await;
+        }
+        if library.is_none() {
+            soon("a call", client.line("-> call 1")).await;
+        }
+        signal(&client, "TERM");
+        let (status, said) = soon("the client's end", client.finish()).await;
+        assert!(status.success(), "{said:#?}");
+        soon("its leaving", server.line("tunnel ")).await;
+        signal(&server, "INT");
+        let (status, said) = soon("the server's end", server.finish()).await;
+        assert!(status.success(), "{said:#?}");
+    }
+
+    async fn client(library: Library) {
+        let Some(mut hub) = library.command("demo-hub").await else { return };
+        let mut hub = Peer::start(&mut hub);
+        let address = hub.line("listening ").await;
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut client = example("grpctunnel_client", dir.path(), &["--server", &address]);
+        for _ in 0..8 {
+            soon("a call", client.line("-> call ")).await;
+        }
+        let (status, said) = soon("the hub's end", hub.finish()).await;
+        assert!(status.success(), "{said:#?}");
+        signal(&client, "TERM");
+        let (status, said) = soon("the client's end", client.finish()).await;
+        assert!(status.success(), "{said:#?}");
+    }
+
+    #[tokio::test]
+    async fn demo_calls_what_its_client_hosts() {
+        server(None).await;
+    }
+
+    #[tokio::test]
+    async fn server_calls_what_the_go_program_hosts() {
+        server(Some(Library::Go)).await;
+    }
+
+    #[tokio::test]
+    async fn server_calls_what_the_python_program_hosts() {
+        server(Some(Library::Python)).await;
+    }
+
+    #[tokio::test]
+    async fn client_is_called_by_the_go_program() {
+        client(Library::Go).await;
+    }
+
+    #[tokio::test]
+    async fn client_is_called_by_the_python_program() {
+        client(Library::Python).await;
+    }
+}
+
 /// The demo of the gateway. Its processes are looked for in `/proc`.
 #[cfg(all(feature = "gateway", target_os = "linux"))]
 mod fluentd {

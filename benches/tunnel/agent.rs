@@ -29,6 +29,8 @@ pub(crate) const BY_PROXY: &str = "laptop-connect";
 pub(crate) const BY_WEBSOCKET: &str = "laptop-ws";
 pub(crate) const BY_WEBSOCKET_TLS: &str = "laptop-wss";
 pub(crate) const BY_STOCK_SSH: &str = "laptop-ssh";
+#[cfg(feature = "grpctunnel")]
+pub(crate) const BY_GRPCTUNNEL: &str = "laptop-grpc";
 
 /// A hub that takes `AGENT`, the idle agents and nobody else, and lets many log in from one address at once.
 pub(crate) async fn hub(host_key: PrivateKey, agents_key: &PublicKey, idle: usize) -> Result<Hub, Failure> {
@@ -48,7 +50,10 @@ pub(crate) async fn serve(agent: &Agent) -> Result<SocketAddr, Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let direct = TcpIncoming::from(listener).with_nodelay(Some(true));
-    tokio::spawn(service::server().serve_with_incoming_shutdown(direct, std::future::pending()));
+    let server = service::server();
+    #[cfg(feature = "grpctunnel")]
+    let server = server.add_service(dialback::grpctunnel::TunnelService::builder().routes(service::routes()).build());
+    tokio::spawn(server.serve_with_incoming_shutdown(direct, std::future::pending()));
     tokio::spawn(service::server().serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
     Ok(address)
 }
@@ -72,7 +77,17 @@ pub(crate) async fn run(key_file: &Path) -> Result<(), Failure> {
     let agent = builder(AGENT, key.clone(), host_key.clone()).connect(&hub_address).await?;
     println!("{}", serve(&agent).await?);
     let (mut idle, mut others) = (Vec::new(), Vec::new());
+    #[cfg(feature = "grpctunnel")]
+    let mut tunnels = Vec::new();
     while let Some(order) = orders.next_line().await? {
+        #[cfg(feature = "grpctunnel")]
+        if let Some(address) = order.strip_prefix("grpctunnel ") {
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?;
+            let carrier = dialback::tune_endpoint(endpoint).connect().await?;
+            let tunnel = dialback::grpctunnel::TunnelBuilder::new(BY_GRPCTUNNEL, carrier);
+            tunnels.push(tunnel.reverse(service::routes()).await?);
+            continue;
+        }
         if let Some((id, url)) = order.split_once(' ') {
             let other = builder(id, key.clone(), host_key.clone());
             let (url, other) = match url.split_once(" by ") {
@@ -210,6 +225,22 @@ impl AgentProcess {
         }
         tokio::time::timeout(Duration::from_secs(10), hub.wait_for(BY_STOCK_SSH)).await??;
         Ok(true)
+    }
+
+    /// Has it open a reverse tunnel of grpctunnel, too.
+    #[cfg(feature = "grpctunnel")]
+    pub(crate) async fn connect_by_grpctunnel(&mut self, hub: &Hub) -> Result<(), Failure> {
+        let id: dialback::AgentId = BY_GRPCTUNNEL.parse()?;
+        let known = move |_: &tonic::Request<()>| Ok((id.clone(), dialback::Grant::new()));
+        let service = dialback::grpctunnel::TunnelService::builder().reverse(hub).identify(known).build();
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = dialback::tune_server(tonic::transport::Server::builder()).add_service(service);
+        tokio::spawn(server.serve_with_incoming(incoming));
+        self.orders.write_all(format!("grpctunnel {address}\n").as_bytes()).await?;
+        hub.wait_for(BY_GRPCTUNNEL).await?;
+        Ok(())
     }
 
     /// Connects idle agents until there are so many, and returns how long that took.

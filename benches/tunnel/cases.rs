@@ -62,7 +62,37 @@ pub(crate) async fn in_two_processes(plan: &Plan, report: &mut Report) -> Result
         true => others.push((Path::StockSsh, agent::BY_STOCK_SSH)),
         false => eprintln!("no rows for `ssh -R`: there is no program ssh"),
     }
-    run(Bench { setting: PROCESSES, plan, report, hub, direct, others }).await
+    #[cfg(feature = "grpctunnel")]
+    {
+        process.connect_by_grpctunnel(&hub).await?;
+        others.push((Path::Grpctunnel, agent::BY_GRPCTUNNEL));
+    }
+    #[cfg(feature = "grpctunnel")]
+    let forward = {
+        let carrier = dialback::tune_endpoint(direct.clone()).connect().await?;
+        dialback::grpctunnel::TunnelBuilder::new("hub", carrier).forward().await?
+    };
+    #[cfg(feature = "grpctunnel")]
+    let go = match crate::go::GoTunnel::start().await {
+        Ok(go) => Some(go),
+        Err(why) => {
+            eprintln!("no rows for the Go library grpctunnel: {why}");
+            None
+        }
+    };
+    let bench = Bench {
+        setting: PROCESSES,
+        plan,
+        report,
+        hub,
+        direct,
+        others,
+        #[cfg(feature = "grpctunnel")]
+        forward: Some(forward.channel()),
+        #[cfg(feature = "grpctunnel")]
+        go,
+    };
+    run(bench).await
 }
 
 pub(crate) async fn on_one_thread(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
@@ -72,7 +102,19 @@ pub(crate) async fn on_one_thread(plan: &Plan, report: &mut Report) -> Result<()
     let agent = agent::builder(AGENT, key, known).connect(hub.local_addr().to_string()).await?;
     let direct = Endpoint::from_shared(format!("http://{}", agent::serve(&agent).await?))?;
     hub.wait_for(AGENT).await?;
-    run(Bench { setting: ONE_THREAD, plan, report, hub, direct, others: Vec::new() }).await
+    let bench = Bench {
+        setting: ONE_THREAD,
+        plan,
+        report,
+        hub,
+        direct,
+        others: Vec::new(),
+        #[cfg(feature = "grpctunnel")]
+        forward: None,
+        #[cfg(feature = "grpctunnel")]
+        go: None,
+    };
+    run(bench).await
 }
 
 struct Bench<'a> {
@@ -83,6 +125,10 @@ struct Bench<'a> {
     direct: Endpoint,
     /// Agents that came by other ways.
     others: Vec<(Path, &'static str)>,
+    #[cfg(feature = "grpctunnel")]
+    forward: Option<TunnelChannel>,
+    #[cfg(feature = "grpctunnel")]
+    go: Option<crate::go::GoTunnel>,
 }
 
 /// A connected client for each path.
@@ -117,7 +163,7 @@ const CASES: [(Case, &str); 7] = [
 
 const PATHS: [Path; 4] = [Path::DirectTcp, Path::Tunnel, Path::TunnelDialled, Path::Gateway];
 
-async fn run(bench: Bench<'_>) -> Result<(), Failure> {
+async fn run(#[allow(unused_mut)] mut bench: Bench<'_>) -> Result<(), Failure> {
     #[cfg(feature = "gateway")]
     let gateway = dialback::gateway::Gateway::builder(&bench.hub).bind("127.0.0.1:0").await?;
     let mut clients = Clients {
@@ -133,8 +179,16 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
     for (path, id) in &bench.others {
         clients.others.push((*path, EchoClient::new(bench.hub.channel(id)?)));
     }
+    #[cfg(feature = "grpctunnel")]
+    if let Some(forward) = bench.forward.take() {
+        clients.others.push((Path::GrpctunnelForward, EchoClient::new(forward)));
+    }
     let mut paths = PATHS.to_vec();
-    paths.extend(bench.others.iter().map(|(path, _)| *path));
+    paths.extend(clients.others.iter().map(|(path, _)| *path));
+    #[cfg(feature = "grpctunnel")]
+    if bench.go.is_some() {
+        paths.push(Path::GrpctunnelGo);
+    }
     for (case, name) in CASES {
         let name = format!("{}/{name}", bench.setting);
         if !bench.plan.wants(&name) {
@@ -160,6 +214,8 @@ async fn run(bench: Bench<'_>) -> Result<(), Failure> {
                         Some(client) => bench.calls(case, client).await?,
                         None => continue,
                     },
+                    #[cfg(feature = "grpctunnel")]
+                    (case, Path::GrpctunnelGo) => bench.calls_of_go(case).await?,
                     (case, path) => match clients.others.iter_mut().find(|(other, _)| *other == path) {
                         Some((_, client)) => bench.calls(case, client).await?,
                         None => continue,
@@ -225,6 +281,23 @@ impl Bench<'_> {
             figures.push((metric, "µs", micros(cpu)));
         }
         Ok(figures)
+    }
+
+    /// The same in the Go library's processes.
+    #[cfg(feature = "grpctunnel")]
+    async fn calls_of_go(&mut self, case: Case) -> Result<Figures, Failure> {
+        let bytes = self.plan.pick(64 << 20, 256 << 20);
+        let (order, figures): (_, &[_]) = match case {
+            Case::Unary => (format!("unary {}", self.plan.pick(500, 1000)), &[("p50", "µs"), ("p99", "µs")]),
+            Case::Callers => (format!("callers {CALLERS} {}", self.plan.pick(250, 500)), &[("rate", "calls/s")]),
+            Case::Down(size) => (format!("down {bytes} {size}"), &[("rate", "MB/s")]),
+            Case::Up(size) => (format!("up {bytes} {size}"), &[("rate", "MB/s")]),
+            Case::Dials => return Ok(Vec::new()),
+        };
+        let Some(go) = &mut self.go else { return Ok(Vec::new()) };
+        let answer = go.figures(&order).await?;
+        let value = |metric: &str| answer[metric].as_f64().ok_or_else(|| format!("no {metric} in {answer}"));
+        figures.iter().map(|&(metric, unit)| Ok((metric, unit, value(metric)?))).collect()
     }
 
     /// A dial counts when its connection has answered a call: that TCP is connected says nothing about HTTP/2.

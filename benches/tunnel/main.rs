@@ -5,7 +5,7 @@
 //! cargo bench --bench tunnel -- --quick             # within a minute
 //! cargo bench --bench tunnel -- --only unary        # cases whose name contains `unary`
 //! cargo bench --bench tunnel -- --json rows.json
-//! cargo bench --bench tunnel --features gateway,websocket     # with the rows of these
+//! cargo bench --bench tunnel --features gateway,websocket,grpctunnel     # with the rows of these
 //! ```
 //!
 //! Client and server are the same code on every path, tonic with this crate's HTTP/2 settings:
@@ -19,8 +19,11 @@
 //! | `CONNECT` | `hub.channel(…)`, to an agent that came by SSH through an HTTP proxy |
 //! | `ws`, `wss` | `hub.channel(…)`, to an agent that came by WebSocket, without TLS and with |
 //! | `ssh -R` | `hub.channel(…)`, to the server on the agent's port, which a stock OpenSSH client forwards |
+//! | `grpctunnel` | `hub.channel(…)`, to an agent that came by grpctunnel |
+//! | `grpctunnel-fwd` | a forward tunnel of grpctunnel to the agent's port |
+//! | `grpctunnel Go` | grpc-go on the Go library's reverse tunnel, at both ends; its work is `tests/peers/go/grpctunnel/bench.go` |
 //!
-//! The last four are in `processes` alone.
+//! The last seven are in `processes` alone.
 //!
 //! There are two settings. `processes`: hub and agent are two processes on tokio's default runtime, as users run them.
 //! `current-thread`: everything in one process on one thread, so that nothing is hidden by a second core.
@@ -32,6 +35,8 @@ mod agent;
 mod cases;
 #[path = "../../examples/common/connect_proxy.rs"]
 mod connect_proxy;
+#[cfg(feature = "grpctunnel")]
+mod go;
 mod report;
 mod scale;
 mod service;

@@ -20,6 +20,12 @@ pub(crate) enum Path {
     #[cfg(feature = "websocket")]
     WebSocketTls,
     StockSsh,
+    #[cfg(feature = "grpctunnel")]
+    Grpctunnel,
+    #[cfg(feature = "grpctunnel")]
+    GrpctunnelForward,
+    #[cfg(feature = "grpctunnel")]
+    GrpctunnelGo,
 }
 
 impl Path {
@@ -35,6 +41,12 @@ impl Path {
             #[cfg(feature = "websocket")]
             Self::WebSocketTls => "wss",
             Self::StockSsh => "ssh -R",
+            #[cfg(feature = "grpctunnel")]
+            Self::Grpctunnel => "grpctunnel",
+            #[cfg(feature = "grpctunnel")]
+            Self::GrpctunnelForward => "grpctunnel-fwd",
+            #[cfg(feature = "grpctunnel")]
+            Self::GrpctunnelGo => "grpctunnel Go",
         }
     }
 }
@@ -141,7 +153,10 @@ impl Report {
             };
             let reached = if reached { "yes" } else { "no" };
             let (path, metric) = (goal.path.name(), goal.metric);
-            let against = if goal.against == Path::DirectTcp { "" } else { " × tunnel" };
+            let against = match goal.against {
+                Path::DirectTcp => String::new(),
+                other => format!(" × {}", other.name()),
+            };
             let _ = writeln!(text, "| {path}: {case} {metric} {sign}{against} | {measured:.2} | {reached} |"); // a String takes it
         }
         text
@@ -178,6 +193,12 @@ const fn way(path: Path, case: &'static str, metric: &'static str, bound: Bound)
     Goal { path, against: Path::Tunnel, setting: PROCESSES, case, metric, bound }
 }
 
+/// For our tunnels of grpctunnel, against the Go library's.
+#[cfg(feature = "grpctunnel")]
+const fn than_go(case: &'static str, metric: &'static str, bound: Bound) -> Goal {
+    Goal { path: Path::Grpctunnel, against: Path::GrpctunnelGo, setting: PROCESSES, case, metric, bound }
+}
+
 const GOALS: &[Goal] = &[
     goal(PROCESSES, "unary", "p50", Bound::AtMost(1.20)),
     goal(PROCESSES, "64-callers", "rate", Bound::AtLeast(0.85)),
@@ -199,6 +220,12 @@ const GOALS: &[Goal] = &[
     #[cfg(feature = "websocket")]
     way(Path::WebSocketTls, "stream-64KiB-up", "rate", Bound::AtLeast(0.60)),
     way(Path::StockSsh, "unary", "p50", Bound::AtMost(2.00)),
+    #[cfg(feature = "grpctunnel")]
+    than_go("unary", "p50", Bound::AtMost(1.0)),
+    #[cfg(feature = "grpctunnel")]
+    than_go("64-callers", "rate", Bound::AtLeast(1.5)),
+    #[cfg(feature = "grpctunnel")]
+    than_go("stream-1MiB-down", "rate", Bound::AtLeast(4.0)),
 ];
 
 /// As many digits as a reader wants.

@@ -25,6 +25,12 @@ pub(crate) fn server() -> Router {
         .add_service(EchoServer::new(Service).max_decoding_message_size(MAX_MESSAGE))
 }
 
+/// The same for a tunnel that is served without one.
+#[cfg(feature = "grpctunnel")]
+pub(crate) fn routes() -> tonic::service::Routes {
+    tonic::service::Routes::new(EchoServer::new(Service).max_decoding_message_size(MAX_MESSAGE))
+}
+
 /// What to ask Download for: a number of messages of a size.
 pub(crate) fn order(count: u64, size: usize) -> Payload {
     Payload { data: [count.to_be_bytes(), (size as u64).to_be_bytes()].concat() }

@@ -18,6 +18,9 @@ pub use self::builder::AgentBuilder;
 pub use self::error::ConnectError;
 pub use self::status::AgentStatus;
 
+#[cfg(feature = "grpctunnel")]
+pub(crate) use self::backoff::Backoff;
+
 use self::driver::Shared;
 use crate::channel::TunnelChannel;
 use crate::close::CloseReason;

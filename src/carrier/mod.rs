@@ -44,6 +44,8 @@ pub enum CarrierKind {
     WebSocket,
     /// A stream that the user brought.
     Stream,
+    /// A gRPC call: [grpctunnel](crate#features).
+    Grpc,
 }
 
 impl fmt::Display for CarrierKind {
@@ -53,6 +55,7 @@ impl fmt::Display for CarrierKind {
             Self::UnixSocket => "Unix socket",
             Self::WebSocket => "WebSocket",
             Self::Stream => "stream",
+            Self::Grpc => "gRPC",
         })
     }
 }

@@ -2,9 +2,15 @@
 
 use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
+#[cfg(feature = "grpctunnel")]
+use std::pin::Pin;
 use std::pin::pin;
 use std::sync::Arc;
+#[cfg(feature = "grpctunnel")]
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "grpctunnel")]
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +19,6 @@ use h2::{Reason, RecvStream, SendStream};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Body as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status, body::Body};
 
@@ -24,8 +29,10 @@ use super::services;
 use super::target::{self, AGENT_METADATA, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{
-    Gathered, Placed, ReceivedBody, Relay, Relayed, Upload, address, failed, strip_hop_by_hop, timeout_of,
+    Gathered, Placed, ReceivedBody, Relay, Relayed, Upload, Way, address, failed, strip_hop_by_hop, timeout_of,
 };
+#[cfg(feature = "grpctunnel")]
+use crate::http2::{SharedBody, SharedSource};
 use crate::hub::{Admits, Registry, Selector, ToAgents};
 use crate::id::AgentId;
 use crate::labels::Labels;
@@ -290,24 +297,102 @@ async fn serve_here(
         () = sleep(stall) => return refuse(Status::deadline_exceeded("the request is not complete"), &mut respond),
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
     };
+    give(answer, respond, Clock::new(deadline, None), || 0, stall).await;
+}
+
+/// Gives the caller an answer, as fast as it is taken. `moved` is how much of the call has.
+async fn give<B>(
+    answer: Response<B>,
+    mut respond: SendResponse<Bytes>,
+    mut clock: Clock,
+    moved: impl Fn() -> u64,
+    stall: Duration,
+) where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (head, body) = answer.into_parts();
     let Ok(stream) = respond.send_response(Response::from_parts(head, ()), body.is_end_stream()) else { return };
-    if !body.is_end_stream() {
-        let mut upload = pin!(Upload::new(body, stream));
-        let mut before = None;
-        loop {
+    if body.is_end_stream() {
+        return;
+    }
+    let mut upload = pin!(Upload::new(body, stream));
+    let mut before = None;
+    let mut look = pin!(sleep(stall));
+    loop {
+        tokio::select! {
+            _ = upload.as_mut() => return,
+            why = clock.rings() => match why {
+                Rings::Idle if moved() != clock.moved => clock.again(moved()),
+                why => return upload.stream().map_or((), |stream| end(stream, &why.status())),
+            },
+            () = look.as_mut() => {
+                look.as_mut().reset(Instant::now() + stall);
+                let now = upload.waits();
+                if now.is_some() && now == before {
+                    // A status would wait behind what is not taken.
+                    return upload.stream().map_or((), |stream| stream.send_reset(Reason::ENHANCE_YOUR_CALM));
+                }
+                before = now;
+            }
+        }
+    }
+}
+
+/// A call to an agent whose tunnel has no channels.
+#[cfg(feature = "grpctunnel")]
+struct Own<'a> {
+    call: crate::ssh::Call,
+    _channel: crate::ssh::OwnChannel,
+    deadline: Option<Instant>,
+    shared: &'a Shared,
+}
+
+#[cfg(feature = "grpctunnel")]
+impl Own<'_> {
+    async fn run(
+        self,
+        caller: &crate::grpctunnel::Caller,
+        head: Parts,
+        body: Gathered,
+        mut respond: SendResponse<Bytes>,
+    ) {
+        let session = self.call.session();
+        let mut clock = Clock::new(self.deadline, self.shared.settings.idle);
+        let counter = Arc::new(AtomicU64::new(0));
+        let moved = || counter.load(Ordering::Relaxed);
+        let (stall, source) = (self.shared.settings.stall, SharedSource::new(body));
+        // As long as the call takes: what the caller sends must not pile up in h2.
+        let mut taking = pin!(source.taking(stall, &self.shared.held));
+        let mut calling = pin!(caller.call(head, Counted { body: SharedBody(source.clone()), moved: counter.clone() }));
+        let answer = loop {
             tokio::select! {
-                _ = upload.as_mut() => return,
-                () = reached(deadline) => return upload.stream().map_or((), |stream| end(stream, &expired())),
-                () = sleep(stall) => {
-                    let now = upload.waits();
-                    if now.is_some() && now == before {
-                        // A status would wait behind what is not taken.
-                        return upload.stream().map_or((), |stream| stream.send_reset(Reason::ENHANCE_YOUR_CALM));
-                    }
-                    before = now;
+                biased;
+                answer = calling.as_mut() => break answer,
+                ended = taking.as_mut() => match ended {
+                    Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
+                    _ => return, // the caller is gone
+                },
+                _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+                why = clock.rings() => match why {
+                    Rings::Idle if moved() != clock.moved => clock.again(moved()),
+                    why => return refuse(why.status(), &mut respond),
+                },
+            }
+        };
+        match answer {
+            Ok(answer) => {
+                let answer = answer.map(|body| Counted {
+                    body: body.ending(|lost| headers_of(&lost.status(session))),
+                    moved: counter.clone(),
+                });
+                clock.again(moved());
+                tokio::select! {
+                    () = give(answer, respond, clock, moved, stall) => {}
+                    _ = taking => {} // which resets the call, on both sides
                 }
             }
+            Err(failure) => refuse(failure.status(session), &mut respond),
         }
     }
 }
@@ -321,7 +406,15 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     async fn run(self, mut head: Parts, body: Gathered, mut respond: SendResponse<Bytes>) {
-        let Self { placed: Placed { call, lease, mut sender }, deadline, shared } = self;
+        let Self { placed: Placed { call, way }, deadline, shared } = self;
+        let (lease, mut sender) = match way {
+            Way::Http2 { lease, sender } => (lease, sender),
+            #[cfg(feature = "grpctunnel")]
+            Way::Own { channel, caller } => {
+                let own = Own { call, _channel: channel, deadline, shared };
+                return own.run(&caller, head, body, respond).await;
+            }
+        };
         let (idle, stall, kept) = (shared.settings.idle, shared.settings.stall, &shared.held);
         let session = call.session();
         head.uri = address(head.uri, &session.authority);
@@ -353,9 +446,8 @@ impl Exchange<'_> {
                 },
                 _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
                 why = clock.rings() => match why {
-                    Rings::Deadline => return refuse(expired(), &mut respond),
-                    Rings::Idle if up.moved() == clock.moved => return refuse(idled(), &mut respond),
-                    Rings::Idle => clock.again(up.moved()),
+                    Rings::Idle if up.moved() != clock.moved => clock.again(up.moved()),
+                    why => return refuse(why.status(), &mut respond),
                 },
             }
         };
@@ -396,9 +488,8 @@ impl Exchange<'_> {
                     Relayed::Complete | Relayed::SinkClosed => {}
                 },
                 why = clock.rings() => match why {
-                    Rings::Deadline => break expired(),
-                    Rings::Idle if up.moved() + down.moved() == clock.moved => break idled(),
-                    Rings::Idle => clock.again(up.moved() + down.moved()),
+                    Rings::Idle if up.moved() + down.moved() != clock.moved => clock.again(up.moved() + down.moved()),
+                    why => break why.status(),
                 },
             }
         };
@@ -447,6 +538,33 @@ impl Drop for Up {
     }
 }
 
+/// A body that counts what goes through it.
+#[cfg(feature = "grpctunnel")]
+struct Counted<B> {
+    body: B,
+    moved: Arc<AtomicU64>,
+}
+
+#[cfg(feature = "grpctunnel")]
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Counted<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, B::Error>>> {
+        let polled = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let len = polled.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        self.moved.fetch_add(len as u64, Ordering::Relaxed);
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
 /// Ends an answer that has begun.
 fn end(stream: &mut SendStream<Bytes>, status: &Status) {
     let _ = stream.send_trailers(headers_of(status)); // fails if the caller is gone
@@ -473,6 +591,15 @@ struct Clock {
 enum Rings {
     Deadline,
     Idle,
+}
+
+impl Rings {
+    fn status(self) -> Status {
+        match self {
+            Self::Deadline => expired(),
+            Self::Idle => idled(),
+        }
+    }
 }
 
 impl Clock {

@@ -20,7 +20,9 @@ pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
 pub(crate) use self::held::Held;
 #[cfg(feature = "gateway")]
 pub(crate) use self::keep_alive::keep_alive;
-pub(crate) use self::placed::{Placed, address, failed};
+pub(crate) use self::placed::{Placed, Way, address, failed};
 #[cfg(feature = "gateway")]
 pub(crate) use self::relay::{Gathered, Relay, Relayed};
+#[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+pub(crate) use self::relay::{Shared as SharedSource, SharedBody};
 pub(crate) use self::upload::Upload;

@@ -11,13 +11,25 @@ use tonic::Status;
 
 use super::connection::Lease;
 use crate::connector::{DialError, Route};
+#[cfg(feature = "grpctunnel")]
+use crate::grpctunnel::Caller;
+#[cfg(feature = "grpctunnel")]
+use crate::ssh::OwnChannel;
 use crate::ssh::{Call, Session};
 
-/// A call's tunnel, and its place on a connection in it.
+/// A call's tunnel, and its way through it.
 pub(crate) struct Placed {
     pub(crate) call: Call,
-    pub(crate) lease: Lease,
-    pub(crate) sender: SendRequest<Bytes>,
+    pub(crate) way: Way,
+}
+
+/// How a call goes through its tunnel.
+pub(crate) enum Way {
+    /// With others, on a connection in a channel.
+    Http2 { lease: Lease, sender: SendRequest<Bytes> },
+    /// By itself, in a tunnel that has no channels.
+    #[cfg(feature = "grpctunnel")]
+    Own { channel: OwnChannel, caller: Arc<Caller> },
 }
 
 impl Placed {
@@ -53,9 +65,13 @@ impl Placed {
 
 async fn connect(session: &Arc<Session>) -> Result<Placed, DialError> {
     let call = session.begin_call()?;
+    #[cfg(feature = "grpctunnel")]
+    if let Some(caller) = session.caller() {
+        return Ok(Placed { call, way: Way::Own { channel: session.begin_own()?, caller: caller.clone() } });
+    }
     let (sender, lease) = session.calls_to_peer.get(session).await?;
     match sender.ready().await {
-        Ok(sender) => Ok(Placed { call, lease, sender }),
+        Ok(sender) => Ok(Placed { call, way: Way::Http2 { lease, sender } }),
         // It may have said goodbye long before its last call ends.
         Err(error) => Err({
             lease.has_ended();

@@ -116,6 +116,94 @@ impl Gathered {
     }
 }
 
+/// For those who want a body. What comes is taken out of h2 by [`Shared::taking`] alone, however slowly the body is read, and
+/// where that is too slow it is noticed.
+#[cfg(feature = "grpctunnel")]
+pub(crate) struct Shared(std::sync::Mutex<Shareable>);
+
+#[cfg(feature = "grpctunnel")]
+struct Shareable {
+    gathered: Gathered,
+    moved: u64,
+    reader: Option<std::task::Waker>,
+}
+
+#[cfg(feature = "grpctunnel")]
+impl Shared {
+    pub(crate) fn new(gathered: Gathered) -> Arc<Self> {
+        Arc::new(Self(std::sync::Mutex::new(Shareable { gathered, moved: 0, reader: None })))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shareable> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Takes what comes. Ready when the receiver is too slow: it has taken nothing for `patience`, or next to nothing while
+    /// too much is kept for all; and when the sender has failed, of which the body hears nothing: whoever has the call ends it.
+    pub(crate) async fn taking(&self, patience: Duration, kept: &Held) -> Relayed {
+        let tick = PRESSED.min(patience);
+        let (mut last, mut moved) = (Instant::now(), 0);
+        loop {
+            let source = poll_fn(|cx| {
+                let mut this = self.lock();
+                let polled = this.gathered.poll_source(cx);
+                let reader = this.reader.take();
+                drop(this);
+                if let Some(reader) = reader {
+                    reader.wake();
+                }
+                match polled {
+                    Poll::Ready(Err(error)) => Poll::Ready(error),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                }
+            });
+            tokio::select! {
+                biased;
+                error = source => return Relayed::SourceFailed(error),
+                () = tokio::time::sleep(tick) => {}
+            }
+            let this = self.lock();
+            if this.gathered.queue.is_empty() || this.moved - moved >= STEP || (this.moved > moved && !kept.is_over()) {
+                (last, moved) = (Instant::now(), this.moved);
+            } else if last.elapsed() >= patience || (kept.is_over() && last.elapsed() >= PRESSED) {
+                return Relayed::Stalled;
+            }
+        }
+    }
+}
+
+/// The body of a [`Shared`].
+#[cfg(feature = "grpctunnel")]
+pub(crate) struct SharedBody(pub(crate) Arc<Shared>);
+
+#[cfg(feature = "grpctunnel")]
+impl http_body::Body for SharedBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, std::convert::Infallible>>> {
+        let mut this = self.0.lock();
+        if let Some(len) = this.gathered.queue.front_len() {
+            let data = this.gathered.queue.pop(len);
+            this.gathered.has_gone_on(len);
+            this.moved += len as u64;
+            return Poll::Ready(Some(Ok(http_body::Frame::data(data))));
+        }
+        if this.gathered.end.is_some() {
+            return Poll::Ready(None);
+        }
+        this.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().gathered.is_empty()
+    }
+}
+
 impl Drop for Gathered {
     fn drop(&mut self) {
         let rest = self.queue.len() + self.owed;

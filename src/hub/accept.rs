@@ -70,6 +70,12 @@ impl Reception {
         Self { door, proxy_protocol, strangers: Mutex::new(waiting) }
     }
 
+    /// Who decides on those who want in.
+    #[cfg(feature = "grpctunnel")]
+    pub(super) fn keepers(&self) -> (Arc<dyn ssh::Gate>, Arc<dyn ssh::Authorizer>) {
+        (self.door.gate.clone(), self.door.authorizer.clone())
+    }
+
     /// How long a stranger may take for each step.
     #[cfg(feature = "websocket")]
     pub(super) fn patience(&self) -> Duration {

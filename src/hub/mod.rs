@@ -44,6 +44,8 @@ use crate::id::InvalidAgentId;
 use crate::incoming::{Acceptor, Incoming};
 #[cfg(feature = "websocket")]
 use crate::ssh::Sources;
+#[cfg(feature = "grpctunnel")]
+use crate::ssh::{Authorizer, Gate};
 
 /// The cloud side: accepts agents over SSH and calls them. Cloning is cheap.
 ///
@@ -336,6 +338,18 @@ impl Hub {
         }
     }
 
+    /// For tunnels that come in another way.
+    #[cfg(feature = "grpctunnel")]
+    pub(crate) fn door(&self) -> HubDoor {
+        let (gate, authorizer) = self.inner.reception.keepers();
+        HubDoor {
+            gate,
+            authorizer,
+            no_reverse: self.inner.registry.is_no_reverse(),
+            stage: self.inner.stage.subscribe(),
+        }
+    }
+
     #[cfg(feature = "gateway")]
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.inner.registry
@@ -347,6 +361,28 @@ impl Hub {
 
     fn route(&self, wanted: Selector) -> Arc<ToAgents> {
         Arc::new(ToAgents { registry: self.inner.registry.clone(), wanted, admits: None })
+    }
+}
+
+/// What lets tunnels into a hub. It does not keep the hub.
+#[cfg(feature = "grpctunnel")]
+#[derive(Clone)]
+pub(crate) struct HubDoor {
+    pub(crate) gate: Arc<dyn Gate>,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) no_reverse: bool,
+    stage: watch::Receiver<Stage>,
+}
+
+#[cfg(feature = "grpctunnel")]
+impl HubDoor {
+    pub(crate) fn is_closing(&self) -> bool {
+        *self.stage.borrow() > Stage::Open || self.stage.has_changed().is_err()
+    }
+
+    /// Waits until the hub is gone, or does not wait for anything any more.
+    pub(crate) async fn gone(&mut self) {
+        reached(&mut self.stage, Stage::Forced).await;
     }
 }
 

@@ -34,7 +34,8 @@ pub(super) async fn run(registry: Arc<Registry>, authorizer: Arc<dyn Authorizer>
 
 async fn ask(session: Arc<Session>, authorizer: Arc<dyn Authorizer>) {
     let Some(proof) = session.proof() else { return };
-    match tokio::time::timeout(PATIENCE, authorizer.authorize(&proof.claim)).await {
+    let Some(claim) = &proof.claim else { return };
+    match tokio::time::timeout(PATIENCE, authorizer.authorize(claim)).await {
         // A file that cannot be read keeps newcomers out; whoever is in was let in by one that could.
         Err(_) | Ok(Err(Denied::Unavailable { .. })) => {}
         // Policies and groups go by labels; with new ones it has to come back.

@@ -125,6 +125,11 @@ impl Registry {
         result
     }
 
+    #[cfg(feature = "grpctunnel")]
+    pub(crate) fn is_no_reverse(&self) -> bool {
+        self.rules.no_reverse
+    }
+
     pub(crate) fn events(&self) -> broadcast::Receiver<HubEvent> {
         self.events.subscribe()
     }

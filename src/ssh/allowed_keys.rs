@@ -53,6 +53,7 @@ impl Authorizer for AllowedKeys {
                 let authority = certificate.authority_fingerprint();
                 return Err(Denied::WrongCa { what: certificate.to_string(), authority });
             }
+            Credential::Metadata(_) => return Err(Denied::NoKey { agent_id: claim.agent_id.clone() }),
         };
         let key = key.key_data();
         key_rules::check(key)

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tonic::metadata::MetadataMap;
+
 use crate::id::AgentId;
 use crate::ssh::authorized_keys::AuthorizedKeysError;
 use crate::ssh::authorized_keys::certificate::Certificate;
@@ -100,9 +102,9 @@ impl<T: Authorizer + ?Sized> Authorizer for Box<T> {
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The agent it wants to be: its SSH user name.
+    /// The agent it wants to be: its SSH user name, or what its metadata say.
     pub agent_id: AgentId,
-    /// The key or certificate whose private half it has proved to hold.
+    /// The key or certificate whose private half it has proved to hold; or metadata, of which nothing is proved.
     pub credential: Credential,
     /// Where it connects from; `None` over a carrier without addresses.
     pub peer: Option<SocketAddr>,
@@ -117,20 +119,34 @@ impl Claim {
 
 /// What a peer authenticated with.
 #[non_exhaustive]
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Credential {
     /// A plain public key.
     Key(PublicKey),
     /// An OpenSSH user certificate. Nothing about it has been judged yet: see [`Certificate::check`].
     Certificate(Certificate),
+    /// What came with a tunnel of [`grpctunnel`](crate#features): a token, for example. Nothing about it has been judged yet.
+    Metadata(MetadataMap),
+}
+
+impl fmt::Debug for Credential {
+    /// Without the values of metadata, which may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => f.debug_tuple("Key").field(key).finish(),
+            Self::Certificate(certificate) => f.debug_tuple("Certificate").field(certificate).finish(),
+            Self::Metadata(metadata) => f.debug_set().entries(metadata.keys()).finish(),
+        }
+    }
 }
 
 impl Credential {
-    /// SHA-256 fingerprint of the key, or of the certificate's own key (not of its CA).
+    /// SHA-256 fingerprint of the key, or of the certificate's own key (not of its CA). Of metadata there is none.
     pub fn fingerprint(&self) -> String {
         match self {
             Self::Key(key) => key.fingerprint(),
             Self::Certificate(certificate) => certificate.key().fingerprint(),
+            Self::Metadata(_) => "(none)".into(),
         }
     }
 }
@@ -275,6 +291,14 @@ pub enum Denied {
         line: usize,
         /// What is wrong with the line.
         why: String,
+    },
+    /// The agent has no key, and the list is of keys.
+    #[error(
+        "agent {agent_id} came by grpctunnel, with metadata and without a key: tell who it is with TunnelServiceBuilder::identify"
+    )]
+    NoKey {
+        /// The id that was claimed.
+        agent_id: AgentId,
     },
     /// The records cannot be consulted, so nobody is let in.
     #[error("the list of keys is unavailable, so nobody is let in")]

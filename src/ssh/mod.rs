@@ -34,3 +34,5 @@ pub(crate) use self::client::{LoggedIn, Login, LoginError, connect};
 pub(crate) use self::config::{LoginConfig, TunnelConfig, seat_in, server as server_config};
 pub(crate) use self::server::{Door, Gate, Progress, Proof, Turned, Welcome, serve};
 pub(crate) use self::session::{Account, Call, DialBack, RENEW_AFTER, Session, SessionParts};
+#[cfg(feature = "grpctunnel")]
+pub(crate) use self::session::{Opener, OwnChannel};

@@ -68,8 +68,8 @@ pub(crate) enum Welcome {
 #[derive(Debug, Clone)]
 pub(crate) struct Proof {
     pub(crate) grant: Grant,
-    /// To ask again while the tunnel lives.
-    pub(crate) claim: Claim,
+    /// To ask again while the tunnel lives; none where nobody was asked.
+    pub(crate) claim: Option<Claim>,
     /// The key, or the certificate's authority: who may take the id over.
     pub(crate) holder: Arc<str>,
 }
@@ -346,7 +346,8 @@ impl Handler for ServerHandler {
     async fn auth_succeeded(&mut self, russh: &mut RusshSession) -> Result<(), Error> {
         // Only a verified key or certificate leads here, and it set the proof.
         let Some(proof) = self.proof.take() else { return Err(Error::Inconsistent) };
-        let agent = proof.claim.agent_id.clone();
+        let Some(claim) = &proof.claim else { return Err(Error::Inconsistent) };
+        let agent = claim.agent_id.clone();
         let id = TunnelId::next();
         let span = tracing::info_span!("tunnel", agent = %agent, id = %id, peer = ?self.peer);
         // Every agent id is a valid authority; the fallback is for the compiler.
@@ -589,7 +590,7 @@ impl ServerHandler {
     fn settle(&mut self, granted: Option<(Claim, Grant)>, holder: String) -> Auth {
         match granted {
             Some((claim, grant)) => {
-                self.proof = Some(Box::new(Proof { grant, claim, holder: holder.into() }));
+                self.proof = Some(Box::new(Proof { grant, claim: Some(claim), holder: holder.into() }));
                 Auth::Accept
             }
             None => Auth::reject(),

@@ -21,6 +21,8 @@ use super::write_behind::Carrier;
 use crate::carrier::CarrierKind;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
+#[cfg(feature = "grpctunnel")]
+use crate::grpctunnel::Caller;
 use crate::http2::Connections;
 use crate::id::AgentId;
 use crate::labels::Labels;
@@ -82,9 +84,12 @@ impl fmt::Display for DialBack {
 }
 
 /// How a session's channels are opened, by side.
-pub(super) enum Opener {
+pub(crate) enum Opener {
     Client(Arc<client::Handle<ClientHandler>>),
     Server(server::Handle),
+    /// It is none of SSH: it has no channels, and carries calls alone.
+    #[cfg(feature = "grpctunnel")]
+    Calls(Arc<Caller>),
 }
 
 /// One live (or just ended) tunnel. The user's handles and every channel share it.
@@ -102,7 +107,7 @@ pub(crate) struct Session {
     pub(crate) span: Span,
     /// The long-lived HTTP/2 connections for this side's own calls.
     pub(crate) calls_to_peer: Connections,
-    pub(super) carrier: Arc<Carrier>,
+    pub(crate) carrier: Arc<Carrier>,
     pub(super) ledger: Ledger,
     /// Runs what must outlive its caller, also when that caller has no runtime of its own.
     pub(crate) runtime: Handle,
@@ -142,7 +147,7 @@ pub(crate) struct SessionParts {
 }
 
 impl Session {
-    pub(super) fn new(parts: SessionParts) -> Arc<Self> {
+    pub(crate) fn new(parts: SessionParts) -> Arc<Self> {
         let SessionParts {
             agent,
             kind,
@@ -187,8 +192,17 @@ impl Session {
         })
     }
 
-    pub(super) fn set_opener(&self, opener: Opener) {
+    pub(crate) fn set_opener(&self, opener: Opener) {
         let _ = self.opener.set(opener); // set once, by whoever made the session
+    }
+
+    /// What makes calls where there are no channels.
+    #[cfg(feature = "grpctunnel")]
+    pub(crate) fn caller(&self) -> Option<&Arc<Caller>> {
+        match self.opener.get() {
+            Some(Opener::Calls(caller)) => Some(caller),
+            _ => None,
+        }
     }
 
     /// On a hub: what the agent has proved, and what that got it.
@@ -254,6 +268,25 @@ impl Session {
         Ok(Call(self.clone()))
     }
 
+    /// Where there are no channels: the call has one of its own, which a drain waits for.
+    #[cfg(feature = "grpctunnel")]
+    pub(crate) fn begin_own(self: &Arc<Self>) -> Result<OwnChannel, DialError> {
+        // Before the look at `draining`: a drain that begins after it waits for this call.
+        let Some(own) = UnderWay::new(self) else {
+            return Err(DialError::TooManyChannels { agent: self.agent.clone(), limit: self.max_channels });
+        };
+        if let Some(gone) = self.disconnected.borrow().clone() {
+            return Err(DialError::Disconnected { agent: self.agent.clone(), gone });
+        }
+        if let Some(reason) = self.caller().and_then(|caller| caller.ended()) {
+            return Err(DialError::Disconnected { agent: self.agent.clone(), gone: Disconnected::now(reason) });
+        }
+        if self.is_draining() {
+            return Err(DialError::Draining { agent: self.agent.clone() });
+        }
+        Ok(OwnChannel { _counted: own })
+    }
+
     /// How many calls are in flight.
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
@@ -266,26 +299,49 @@ impl Session {
     /// Asks the peer for a sign of life, and takes no calls until there is one. Without one within `limit` the tunnel is
     /// ended.
     pub(crate) async fn prove_alive(&self, limit: Duration) {
-        let Some(Opener::Server(handle)) = self.opener.get() else { return };
+        let opener = match self.opener.get() {
+            None | Some(Opener::Client(_)) => return,
+            Some(opener) => opener,
+        };
         self.suspect.store(true, Ordering::Relaxed);
-        let before = self.carrier.signs_of_life();
-        // A client cannot grant this, and has to say so (RFC 4254 §4); russh has no other request that can be waited for.
+        let signs_of_life = || match opener {
+            #[cfg(feature = "grpctunnel")]
+            Opener::Calls(caller) => caller.signs_of_life(),
+            _ => self.carrier.signs_of_life(),
+        };
+        let before = signs_of_life();
         let asked = async {
-            let _ = handle.forward_tcpip(String::new(), 0).await; // a refusal is a sign of life, too
+            match opener {
+                // A client cannot grant this, and has to say so (RFC 4254 §4); russh has no other request that can be waited
+                // for. A refusal is a sign of life, too.
+                Opener::Server(handle) => _ = handle.forward_tcpip(String::new(), 0).await,
+                Opener::Client(_) => {}
+                #[cfg(feature = "grpctunnel")]
+                Opener::Calls(caller) => caller.probe().await,
+            }
         };
         // Behind bulk on a slow path the answer comes late, and the bulk is as good.
         let heard = async {
-            while self.carrier.signs_of_life() == before {
+            while signs_of_life() == before {
                 tokio::time::sleep(LISTEN).await;
             }
         };
         tokio::select! {
             () = asked => {}
             () = heard => {}
-            () = tokio::time::sleep(limit) => return self.carrier.kill(CloseReason::KeepaliveTimeout),
+            () = tokio::time::sleep(limit) => return self.kill(CloseReason::KeepaliveTimeout),
             _ = self.closed() => {}
         }
         self.suspect.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends the tunnel without a goodbye.
+    fn kill(&self, reason: CloseReason) {
+        match self.opener.get() {
+            #[cfg(feature = "grpctunnel")]
+            Some(Opener::Calls(caller)) => caller.close(reason),
+            _ => self.carrier.kill(reason),
+        }
     }
 
     /// Opens a channel to the peer's tunnel service.
@@ -344,6 +400,11 @@ impl Session {
                     _ => handle.channel_open_forwarded_streamlocal(self.path()).await,
                 };
                 channel.map(|channel| TunnelIo::from_server(self.clone(), channel))
+            }
+            #[cfg(feature = "grpctunnel")]
+            Opener::Calls(_) => {
+                let reason = "it came by grpctunnel, which carries calls alone: use a channel, not a connector".into();
+                return Err(DialError::Rejected { agent: self.agent.clone(), reason });
             }
         };
         // From here on the channel itself counts.
@@ -459,7 +520,9 @@ impl Session {
         let farewell = match self.opener.get() {
             Some(Opener::Client(handle)) => Opener::Client(handle.clone()),
             Some(Opener::Server(handle)) => Opener::Server(handle.clone()),
-            None => return self.carrier.kill(reason),
+            #[cfg(feature = "grpctunnel")]
+            Some(Opener::Calls(_)) => return self.kill(reason),
+            None => return self.kill(reason),
         };
         let carrier = self.carrier.clone();
         let mut ended = self.disconnected.subscribe();
@@ -472,6 +535,8 @@ impl Session {
                     Opener::Server(h) => {
                         h.disconnect(russh::Disconnect::ByApplication, text.clone(), "en".into()).await
                     }
+                    #[cfg(feature = "grpctunnel")]
+                    Opener::Calls(_) => Ok(()),
                 };
                 let _ = ended.wait_for(Option::is_some).await; // an error means the session is gone altogether
             };
@@ -481,7 +546,7 @@ impl Session {
     }
 
     /// The tunnel has ended: tells everybody. The first call stands.
-    pub(super) fn finish(&self, reason: CloseReason) {
+    pub(crate) fn finish(&self, reason: CloseReason) {
         let first = self.disconnected.send_if_modified(|gone| {
             let first = gone.is_none();
             gone.get_or_insert_with(|| Disconnected::now(reason.clone()));
@@ -554,6 +619,19 @@ impl UnderWay {
             below
         });
         below.then(|| Self(session.clone()))
+    }
+}
+
+/// See [`Session::begin_own`].
+#[cfg(feature = "grpctunnel")]
+pub(crate) struct OwnChannel {
+    _counted: UnderWay,
+}
+
+#[cfg(feature = "grpctunnel")]
+impl fmt::Debug for OwnChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnChannel").finish_non_exhaustive()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod egress;
 pub mod faults;
 #[cfg(feature = "gateway")]
 pub mod gateway;
+pub mod grpctunnel;
 #[cfg(feature = "gateway")]
 pub mod http2;
 pub mod mirror;
@@ -20,3 +21,5 @@ pub mod raw;
 pub mod rig;
 #[cfg(feature = "websocket")]
 pub mod tls;
+#[cfg(feature = "grpctunnel")]
+pub mod tunnels;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dialback::tuning::HTTP2_STREAM_WINDOW;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::BinaryMetadataValue;
@@ -118,9 +117,9 @@ pub async fn server_may_end_while_the_caller_still_talks(way: Way) {
 
 pub async fn metadata_travels_both_ways(way: Way) {
     let mut line = way.start().await;
-    let blob = [0, 255, 10, 13];
+    let blob = way.blob();
     let mut request = steered(payload(""), &[("x-word", "one"), ("x-word", "two"), ("other", "stays")]);
-    request.metadata_mut().insert_bin("x-blob-bin", BinaryMetadataValue::from_bytes(&blob));
+    request.metadata_mut().insert_bin("x-blob-bin", BinaryMetadataValue::from_bytes(blob));
 
     let response = soon("the answer", line.client.download(request)).await.expect("a stream");
 
@@ -131,7 +130,7 @@ pub async fn metadata_travels_both_ways(way: Way) {
     for found in [&in_headers, &in_trailers] {
         assert_eq!(found.get_all("x-word").iter().collect::<Vec<_>>(), ["one", "two"]);
         let found = found.get_bin("x-blob-bin").expect("the blob");
-        assert_eq!(found.to_bytes().expect("base64"), &blob[..]);
+        assert_eq!(found.to_bytes().expect("base64"), blob);
     }
     assert!(!in_headers.contains_key("other"));
 }
@@ -263,7 +262,7 @@ pub async fn large_messages_arrive_whole(way: Way) {
 /// hyper send buffer (1 MiB), two socket buffers, the tunnel's backlog mark and a message at each end can hold. A gateway
 /// is one more to write to, with a window of its own.
 fn held_up(way: Way) -> usize {
-    way.hops() * (HTTP2_STREAM_WINDOW as usize + (8 << 20))
+    way.hops() * (way.window_held() + (8 << 20))
 }
 
 const PIECE: usize = 64 << 10;
@@ -277,7 +276,7 @@ pub async fn unread_answers_hold_their_writer_and_nobody_else(way: Way) {
     let echo = line.echo().clone();
     let written = soon("the writer's rest", rest_of(|| echo.answered() * PIECE)).await;
 
-    assert!(written >= HTTP2_STREAM_WINDOW as usize / 2, "{written} bytes: it stopped long before the window was full");
+    assert!(written >= way.window() / 2, "{written} bytes: it stopped long before the window was full");
     assert!(written <= held_up(way), "{written} bytes were taken, of which nobody has read one");
     let sent = payload(pattern(0, 1 << 20));
     let answer = soon("another call's answer", line.client.unary(sent.clone())).await.expect("an answer");
@@ -300,7 +299,7 @@ pub async fn unread_requests_hold_their_writer_and_nobody_else(way: Way) {
 
     let written = soon("the writer's rest", rest_of(|| sent.load(Ordering::Relaxed))).await;
 
-    assert!(written >= HTTP2_STREAM_WINDOW as usize / 2, "{written} bytes: it stopped long before the window was full");
+    assert!(written >= way.window() / 2, "{written} bytes: it stopped long before the window was full");
     assert!(written <= held_up(way), "{written} bytes were taken, of which nobody has read one");
     let sent = payload(pattern(0, 1 << 20));
     let answer = soon("another call's answer", line.client.unary(sent.clone())).await.expect("an answer");

@@ -94,6 +94,14 @@ stamp_calls! { websocket, Way::Over(Over::WebSocket), "multi_thread" }
 stamp_calls! { websocket_tls, Way::Over(Over::WebSocketTls), "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_calls! { gateway, Way::Gateway, "multi_thread" }
+#[cfg(feature = "grpctunnel")]
+stamp_calls! { grpctunnel_reverse, Way::Reverse, "multi_thread" }
+#[cfg(feature = "grpctunnel")]
+stamp_calls! { grpctunnel_forward, Way::Forward, "multi_thread" }
+#[cfg(feature = "grpctunnel")]
+stamp_calls! { grpctunnel_nested, Way::Nested, "multi_thread" }
+#[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+stamp_calls! { grpctunnel_gateway, Way::ReverseGateway, "multi_thread" }
 
 stamp_bulk! { shared_bulk, Way::Shared, "multi_thread" }
 stamp_bulk! { dialled_bulk, Way::Dialled, "multi_thread" }
@@ -110,6 +118,14 @@ stamp_bulk! { websocket_bulk, Way::Over(Over::WebSocket), "multi_thread" }
 stamp_bulk! { websocket_tls_bulk, Way::Over(Over::WebSocketTls), "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_bulk! { gateway_bulk, Way::Gateway, "multi_thread" }
+#[cfg(feature = "grpctunnel")]
+stamp_bulk! { grpctunnel_reverse_bulk, Way::Reverse, "multi_thread" }
+#[cfg(feature = "grpctunnel")]
+stamp_bulk! { grpctunnel_forward_bulk, Way::Forward, "multi_thread" }
+#[cfg(feature = "grpctunnel")]
+stamp_bulk! { grpctunnel_nested_bulk, Way::Nested, "multi_thread" }
+#[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+stamp_bulk! { grpctunnel_gateway_bulk, Way::ReverseGateway, "multi_thread" }
 
 stamp_endings! { shared_endings, Way::Shared, "multi_thread" }
 stamp_endings! { dialled_endings, Way::Dialled, "multi_thread" }

@@ -37,6 +37,22 @@ pub enum Way {
     /// An ordinary tonic client at the hub's gateway.
     #[cfg(feature = "gateway")]
     Gateway,
+    /// By a tunnel that is a gRPC call: from its server to who opened it, the other way, and by a tunnel in a tunnel.
+    #[cfg(feature = "grpctunnel")]
+    Reverse,
+    #[cfg(feature = "grpctunnel")]
+    Forward,
+    #[cfg(feature = "grpctunnel")]
+    Nested,
+    /// As `Reverse`, by the hub's gateway.
+    #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+    ReverseGateway,
+}
+
+/// What stands for a rig.
+struct Other {
+    echo: Echo,
+    _rest: Box<dyn std::any::Any + Send + Sync>,
 }
 
 /// A stock OpenSSH client as the agent, and an ordinary server on loopback beside it.
@@ -69,7 +85,7 @@ pub type AnyChannel = BoxCloneService<Request<Body>, Response<Body>, Status>;
 /// A rig, or what stands for one, and a way to call through it.
 pub struct Line {
     rig: Option<Rig>,
-    stock: Option<Stock>,
+    other: Option<Other>,
     pub client: EchoClient<AnyChannel>,
     way: Way,
     #[cfg(feature = "gateway")]
@@ -93,15 +109,12 @@ impl Way {
     pub async fn start_with(self, builder: RigBuilder) -> Line {
         if self == Self::StockSsh {
             let stock = Stock::start().await;
-            let client = EchoClient::new(own(stock.hub.channel(AGENT).expect("an id")));
-            return Line {
-                client: client.max_decoding_message_size(64 << 20),
-                rig: None,
-                stock: Some(stock),
-                way: self,
-                #[cfg(feature = "gateway")]
-                _gateway: None,
-            };
+            let channel = own(stock.hub.channel(AGENT).expect("an id"));
+            return self.line(channel, stock.echo.clone(), stock);
+        }
+        #[cfg(feature = "grpctunnel")]
+        if let Some(line) = self.start_grpctunnel().await {
+            return line;
         }
         let rig = builder.start().await;
         if self == Self::Chopped {
@@ -113,7 +126,7 @@ impl Way {
                 dialback::gateway::Gateway::builder(&rig.hub).bind("127.0.0.1:0").await.expect("bind gateway");
             let client = EchoClient::new(tonics(crate::common::gateway::channel(&gateway).await));
             let client = client.max_decoding_message_size(64 << 20);
-            return Line { rig: Some(rig), stock: None, client, way: self, _gateway: Some(gateway) };
+            return Line { rig: Some(rig), other: None, client, way: self, _gateway: Some(gateway) };
         }
         let channel = match self {
             Self::ToHub => own(rig.agent.channel()),
@@ -123,11 +136,64 @@ impl Way {
         Line {
             client: EchoClient::new(channel).max_decoding_message_size(64 << 20),
             rig: Some(rig),
-            stock: None,
+            other: None,
             way: self,
             #[cfg(feature = "gateway")]
             _gateway: None,
         }
+    }
+
+    /// Another echo than a rig's, with what it needs as long as it is called.
+    fn line(self, channel: AnyChannel, echo: Echo, rest: impl Send + Sync + 'static) -> Line {
+        Line {
+            client: EchoClient::new(channel).max_decoding_message_size(64 << 20),
+            rig: None,
+            other: Some(Other { echo, _rest: Box::new(rest) }),
+            way: self,
+            #[cfg(feature = "gateway")]
+            _gateway: None,
+        }
+    }
+
+    #[cfg(feature = "grpctunnel")]
+    async fn start_grpctunnel(self) -> Option<Line> {
+        use crate::common::tunnels::{Tunnels, builder, service};
+
+        let echo = Echo::default();
+        Some(match self {
+            Self::Reverse => {
+                let tunnels = Tunnels::start().await;
+                let tunnel = tunnels.reverse(&echo).await;
+                let channel = own(tunnels.hub.channel(AGENT).expect("an id"));
+                self.line(channel, echo, (tunnels, tunnel))
+            }
+            #[cfg(feature = "gateway")]
+            Self::ReverseGateway => {
+                let tunnels = Tunnels::start().await;
+                let tunnel = tunnels.reverse(&echo).await;
+                let gateway = dialback::gateway::Gateway::builder(&tunnels.hub).bind("127.0.0.1:0").await;
+                let gateway = gateway.expect("bind the gateway");
+                let channel = tonics(crate::common::gateway::channel(&gateway).await);
+                self.line(channel, echo, (tunnels, tunnel, gateway))
+            }
+            Self::Forward => {
+                let tunnels = Tunnels::start().await;
+                let tunnel = tunnels.forward().await;
+                self.line(own(tunnel.channel()), tunnels.echo.clone(), (tunnels, tunnel))
+            }
+            // A service of tunnels that is called by a tunnel, which is opened the other way.
+            Self::Nested => {
+                let tunnels = Tunnels::start().await;
+                let inner = service(&tunnels.hub, &echo).build();
+                let outer = builder(tunnels.dial().await).reverse(tonic::service::Routes::new(inner)).await;
+                let outer = outer.expect("open the outer one");
+                tunnels.hub.wait_for(AGENT).await.expect("it is ready");
+                let carrier = tunnels.hub.channel(AGENT).expect("an id");
+                let tunnel = builder(carrier).forward().await.expect("open the inner one");
+                self.line(own(tunnel.channel()), echo, (tunnels, outer, tunnel))
+            }
+            _ => return None,
+        })
     }
 
     /// Whether tonic's own channel makes the calls.
@@ -140,7 +206,35 @@ impl Way {
         match self {
             #[cfg(feature = "gateway")]
             Self::Gateway => 2,
+            #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+            Self::ReverseGateway => 2,
             _ => 1,
+        }
+    }
+
+    /// How much a call's writer is at least ahead of its reader.
+    pub fn window(self) -> usize {
+        if self.is_grpctunnel() { 1 << 20 } else { dialback::tuning::HTTP2_STREAM_WINDOW as usize }
+    }
+
+    /// How much it may be ahead.
+    pub fn window_held(self) -> usize {
+        // A gateway's client has its own.
+        if self.hops() > 1 { dialback::tuning::HTTP2_STREAM_WINDOW as usize } else { self.window() }
+    }
+
+    /// Binary metadata. What is no UTF-8 cannot be said in `grpctunnel.v1`.
+    pub fn blob(self) -> &'static [u8] {
+        if self.is_grpctunnel() { &[0, 0xc3, 0xbf, 10, 13] } else { &[0, 255, 10, 13] }
+    }
+
+    fn is_grpctunnel(self) -> bool {
+        match self {
+            #[cfg(feature = "grpctunnel")]
+            Self::Reverse | Self::Forward | Self::Nested => true,
+            #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+            Self::ReverseGateway => true,
+            _ => false,
         }
     }
 
@@ -153,8 +247,8 @@ impl Way {
 impl Line {
     /// The service that is called.
     pub fn echo(&self) -> &Echo {
-        match (self.way, &self.stock) {
-            (_, Some(stock)) => &stock.echo,
+        match (self.way, &self.other) {
+            (_, Some(other)) => &other.echo,
             (Way::ToHub, _) => &self.rig().hub_echo,
             _ => &self.rig().echo,
         }

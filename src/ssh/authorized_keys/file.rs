@@ -89,6 +89,7 @@ impl KeyFile {
         match &claim.credential {
             Credential::Key(key) => self.decide_key(key, claim, now, path),
             Credential::Certificate(certificate) => self.decide_certificate(certificate, claim, now, path),
+            Credential::Metadata(_) => Err(Denied::NoKey { agent_id: claim.agent_id.clone() }),
         }
     }
 

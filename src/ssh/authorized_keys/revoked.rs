@@ -56,6 +56,7 @@ impl RevokedKeys {
                     || self.key(certificate.0.signature_key()).map(|by| (format!("the CA of {certificate}"), by));
                 its_key().or_else(itself).or_else(its_ca)
             }
+            Credential::Metadata(_) => None,
         };
         match revoked {
             None => Ok(()),

@@ -130,7 +130,10 @@ func echoes(ctx context.Context, client echo.Client, sent []byte) error {
 }
 
 func returnsMetadata(ctx context.Context, client echo.Client) error {
-	blob := string([]byte{0, 255, 10})
+	return returns(ctx, client, string([]byte{0, 255, 10}))
+}
+
+func returns(ctx context.Context, client echo.Client, blob string) error {
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-word", "one", "x-word", "two", "x-blob-bin", blob)
 	var header, trailer metadata.MD
 	if _, err := client.Unary(ctx, nil, grpc.Header(&header), grpc.Trailer(&trailer)); err != nil {
@@ -159,10 +162,17 @@ func returnsLargeMetadata(ctx context.Context, client echo.Client) error {
 }
 
 func statusWithDetails(ctx context.Context, client echo.Client) error {
+	return endsWithDetails(ctx, client, func(err error, trailer metadata.MD) error {
+		return errors.Join(isTheStatus(err), hasBytesOfDetails(trailer))
+	})
+}
+
+// endsWithDetails ends two calls with a status, and hands on what they end with.
+func endsWithDetails(ctx context.Context, client echo.Client, isTheEnd func(error, metadata.MD) error) error {
 	ctx = metadata.AppendToOutgoingContext(ctx, "echo-status", "9", "echo-message", "not now", "echo-details", "1")
 	var trailer metadata.MD
 	_, err := client.Unary(ctx, nil, grpc.Trailer(&trailer))
-	if err := isTheStatus(err, trailer); err != nil {
+	if err := isTheEnd(err, trailer); err != nil {
 		return fmt.Errorf("unary: %w", err)
 	}
 	stream, err := client.Download(metadata.AppendToOutgoingContext(ctx, "echo-count", "9", "echo-status-after", "2"))
@@ -175,14 +185,13 @@ func statusWithDetails(ctx context.Context, client echo.Client) error {
 		}
 	}
 	_, err = stream.Recv()
-	if err := isTheStatus(err, stream.Trailer()); err != nil {
+	if err := isTheEnd(err, stream.Trailer()); err != nil {
 		return fmt.Errorf("stream: %w", err)
 	}
 	return nil
 }
 
-// isTheStatus compares the details as they are on the wire, too.
-func isTheStatus(err error, trailer metadata.MD) error {
+func isTheStatus(err error) error {
 	found := status.Convert(err)
 	details := found.Details()
 	if found.Code() != codes.FailedPrecondition || found.Message() != "not now" || len(details) != 1 {
@@ -191,6 +200,11 @@ func isTheStatus(err error, trailer metadata.MD) error {
 	if info, ok := details[0].(proto.Message); !ok || !proto.Equal(info, echo.Details()) {
 		return fmt.Errorf("got the details %v", details)
 	}
+	return nil
+}
+
+// hasBytesOfDetails compares the details as they are on the wire.
+func hasBytesOfDetails(trailer metadata.MD) error {
 	whole, err := status.New(codes.FailedPrecondition, "not now").WithDetails(echo.Details())
 	if err != nil {
 		return err

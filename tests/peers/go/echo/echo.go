@@ -16,7 +16,8 @@ import (
 // MaxMessage is the largest message client and server take: more than any test sends.
 const MaxMessage = 64 << 20
 
-const name = "dialback.echo.v1.Echo"
+// Name is the service's.
+const Name = "dialback.echo.v1.Echo"
 
 var (
 	download = grpc.StreamDesc{StreamName: "Download", ServerStreams: true}
@@ -56,23 +57,28 @@ func Digest(chunks ...[]byte) []byte {
 
 // Client calls the service.
 type Client struct {
-	Conn *grpc.ClientConn
+	Conn grpc.ClientConnInterface
 }
 
 // Unary sends some bytes and gives those of the answer.
 func (c Client) Unary(ctx context.Context, data []byte, opts ...grpc.CallOption) ([]byte, error) {
 	var answer wrapperspb.BytesValue
-	err := c.Conn.Invoke(ctx, "/"+name+"/Unary", Payload(data), &answer, opts...)
+	err := c.Conn.Invoke(ctx, "/"+Name+"/Unary", Payload(data), &answer, opts...)
 	return answer.GetValue(), err
 }
 
 // Download starts a server stream.
 func (c Client) Download(ctx context.Context, opts ...grpc.CallOption) (Stream, error) {
-	stream, err := c.Conn.NewStream(ctx, &download, "/"+name+"/Download", opts...)
+	return c.DownloadOf(ctx, nil, opts...)
+}
+
+// DownloadOf starts a server stream with some bytes as the request.
+func (c Client) DownloadOf(ctx context.Context, data []byte, opts ...grpc.CallOption) (Stream, error) {
+	stream, err := c.Conn.NewStream(ctx, &download, "/"+Name+"/Download", opts...)
 	if err != nil {
 		return Stream{}, err
 	}
-	if err := stream.SendMsg(Payload(nil)); err != nil {
+	if err := stream.SendMsg(Payload(data)); err != nil {
 		return Stream{}, err
 	}
 	return Stream{stream}, stream.CloseSend()
@@ -80,13 +86,13 @@ func (c Client) Download(ctx context.Context, opts ...grpc.CallOption) (Stream, 
 
 // Upload starts a client stream.
 func (c Client) Upload(ctx context.Context, opts ...grpc.CallOption) (Stream, error) {
-	stream, err := c.Conn.NewStream(ctx, &upload, "/"+name+"/Upload", opts...)
+	stream, err := c.Conn.NewStream(ctx, &upload, "/"+Name+"/Upload", opts...)
 	return Stream{stream}, err
 }
 
 // Chat starts a stream both ways.
 func (c Client) Chat(ctx context.Context, opts ...grpc.CallOption) (Stream, error) {
-	stream, err := c.Conn.NewStream(ctx, &chat, "/"+name+"/Chat", opts...)
+	stream, err := c.Conn.NewStream(ctx, &chat, "/"+Name+"/Chat", opts...)
 	return Stream{stream}, err
 }
 

@@ -42,7 +42,7 @@ func (s *Server) Register(to grpc.ServiceRegistrar) {
 	}
 	unary := grpc.MethodDesc{MethodName: "Unary", Handler: s.unary}
 	to.RegisterService(&grpc.ServiceDesc{
-		ServiceName: name,
+		ServiceName: Name,
 		HandlerType: (*any)(nil),
 		Methods:     []grpc.MethodDesc{unary},
 		Streams:     streams,

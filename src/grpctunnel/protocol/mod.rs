@@ -1,0 +1,133 @@
+//! The protocol `grpctunnel.v1`: frames in, decisions and frames out. No socket, no clock, no task, no lock.
+//!
+//! ```text
+//!   carrier ──▶ receive(frame) ─┐                  ┌─▶ poll_event(id) ──▶ who reads the call
+//!                               │ Client or Server │
+//!   carrier ◀── poll_frame() ◀──┘                  └── send(id, message) ◀── who writes it
+//! ```
+//!
+//! A driver owns a [`Client`] or a [`Server`] for each tunnel, and does three things with it:
+//! 1. It gives it every frame of the carrier, unless [`is_overfull`](Server::is_overfull), and ends the carrier when that
+//!    is an error.
+//! 2. Whenever the carrier takes a frame, it asks for the next.
+//! 3. After each of these, and after whatever a call does, it takes the [`Woken`] calls and runs them.
+//!
+//! # Messages come and go in pieces
+//! A receiver that waited for a whole message before it granted more window would wait for ever for one that is larger than
+//! its window, so nothing here assembles messages. They are handed on as they come: a beginning with the size of the whole
+//! ([`RequestEvent::Message`], [`ResponseEvent::Message`]), then more of it. Whoever makes a body of HTTP/2 of them writes
+//! gRPC's five bytes and passes the pieces on. What is read is granted again, in batches.
+//!
+//! # Memory
+//! | what | bound |
+//! |---|---|
+//! | received and not read, of one call | its window ([`Config::window`]), and eight bytes for each message in it |
+//! | the same, of all calls of revision zero, which has no windows | one window; then [`is_overfull`](Server::is_overfull) |
+//! | the same, of all calls | [`Config::max_held`]; then the call that holds most ends with `RESOURCE_EXHAUSTED` |
+//! | written and not sent, of one call | [`Config::max_queued`] and one piece more, if the driver asks `has_room` |
+//! | calls that a server takes at once | [`Config::max_streams`]; more are refused |
+//! | metadata of a call, each of request, response headers and trailers | [`Config::max_metadata`] |
+//! | answers to calls that were refused or given up | 1,024; then [`is_overfull`](Server::is_overfull) |
+//!
+//! A chunk of less than [`receive::SMALL`] is copied, so that it does not keep the carrier's whole buffer; a larger one is
+//! not.
+
+mod client;
+mod error;
+mod lines;
+mod metadata;
+mod method;
+mod receive;
+mod revision;
+mod send;
+mod server;
+mod status;
+mod stream;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use bytes::Bytes;
+
+pub(crate) use self::client::{Client, ResponseEvent};
+pub(crate) use self::error::{OpenError, SendError, TunnelError};
+pub(crate) use self::metadata::{from_headers, into_headers, into_trailers};
+pub(crate) use self::revision::Revision;
+pub(crate) use self::server::{Closing, NewCall, RequestEvent, Server};
+pub(crate) use self::stream::Woken;
+
+/// The request or response header of the carrier by which each side says that it knows settings; its value is [`ON`].
+pub(crate) const NEGOTIATE: &str = "grpctunnel-negotiate";
+
+/// The only value of [`NEGOTIATE`].
+pub(crate) const ON: &str = "on";
+
+/// The stream id of the settings.
+const SETTINGS_ID: i64 = -1;
+
+/// A call's number in its tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StreamId(i64);
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Whether both sides have sent [`NEGOTIATE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Negotiated {
+    /// The server's settings come first.
+    Yes,
+    /// There are none, and the tunnel is of [`Revision::Zero`].
+    No,
+}
+
+/// Of a message, what goes into one frame, or what one frame or several have brought.
+#[derive(Debug, PartialEq)]
+enum Piece {
+    /// A message of `size` bytes begins.
+    First { size: u32, data: Bytes },
+    /// It goes on.
+    More(Bytes),
+}
+
+/// The limits of one side of a tunnel.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// The newest revision to speak; the older ones are spoken, too.
+    pub(crate) newest: Revision,
+    /// Bytes that the peer may send on each stream before some of them are read. At least
+    /// [`Revision::minimum_window`] of the newest revision is granted, whatever this says.
+    pub(crate) window: u32,
+    /// Bytes of a message in one frame. A peer with a small window gets smaller ones.
+    pub(crate) max_chunk: u32,
+    /// Bytes of one received message.
+    pub(crate) max_message: u32,
+    /// Bytes of one call's metadata, as HTTP/2 counts them: 32 for each entry beside its text.
+    pub(crate) max_metadata: usize,
+    /// Bytes written and not sent, of one call, from which there is no room for more.
+    pub(crate) max_queued: usize,
+    /// Bytes received and not read, of all calls.
+    pub(crate) max_held: usize,
+    /// Calls that a server takes at once. A client has no limit of its own: it knows its callers.
+    pub(crate) max_streams: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            newest: Revision::Two,
+            window: 1024 * 1024,
+            max_chunk: 64 * 1024,
+            max_message: 4 * 1024 * 1024,
+            max_metadata: 64 * 1024,
+            max_queued: 128 * 1024,
+            max_held: 64 * 1024 * 1024,
+            max_streams: 256,
+        }
+    }
+}
