@@ -1,0 +1,86 @@
+//! Why the command failed, and its exit code.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | it did not work: the message says why, and what to do |
+//! | 64 | wrong arguments, or a wrong configuration (`EX_USAGE`) |
+//! | 64 + n | a call ended with the gRPC code n, as with grpcurl |
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+
+const GENERAL: u8 = 1;
+const USAGE: u8 = 64;
+
+/// Why the command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: Message,
+}
+
+#[derive(Debug)]
+enum Message {
+    /// Already printed, or nothing to say.
+    Silent,
+    Text(String),
+    /// clap's own, which has its form and colours. Help and version are among them.
+    Usage(Box<clap::Error>),
+}
+
+impl Failure {
+    /// It did not work.
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        Self { code: GENERAL, message: Message::Text(message.to_string()) }
+    }
+
+    /// The same, with the causes of the error, each after a colon.
+    pub(crate) fn because(what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
+        let mut text = format!("{what}: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let more = error.to_string();
+            // Some errors repeat their source.
+            if !text.ends_with(&more) {
+                text.push_str(": ");
+                text.push_str(&more);
+            }
+            cause = error.source();
+        }
+        Self::new(text)
+    }
+
+    /// The arguments or the configuration are wrong.
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self { code: USAGE, message: Message::Text(message.to_string()) }
+    }
+
+    /// A call ended with a status that is not OK, which was printed.
+    pub(crate) fn call(code: tonic::Code) -> Self {
+        Self { code: USAGE + code as u8, message: Message::Silent }
+    }
+
+    /// Says it on stderr (on stdout what was asked for, as help), and gives the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        match self.message {
+            Message::Silent => {}
+            Message::Text(text) => {
+                // Nobody is left to be told that stderr is gone.
+                let _ = writeln!(anstream::stderr(), "dialback: {text}");
+            }
+            Message::Usage(error) => {
+                let _ = error.print(); // the same
+            }
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<clap::Error> for Failure {
+    fn from(error: clap::Error) -> Self {
+        let code = if error.use_stderr() { USAGE } else { 0 };
+        Self { code, message: Message::Usage(Box::new(error)) }
+    }
+}
