@@ -1208,7 +1208,7 @@ async fn hub_tells_who_is_there_and_follows_them() {
     let gateway = bind(Gateway::builder(&rig.hub)).await;
     let plain = channel_to(&gateway, "hub.example.com").await;
     let mut hub = HubClient::new(plain.clone());
-    let agents = hub.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().agents;
+    let agents = hub.list_agents(ListAgentsRequest::default()).await.unwrap().into_inner().agents;
     assert_eq!((agents.len(), &*agents[0].id, agents[0].tunnels.len()), (1, AGENT, 1));
     assert!(agents[0].tunnels[0].ready && agents[0].tunnels[0].peer_address.starts_with("127.0.0.1:"));
     let mut watch = hub.watch_agents(WatchAgentsRequest {}).await.unwrap().into_inner();
@@ -1240,6 +1240,28 @@ async fn hub_tells_who_is_there_and_follows_them() {
     soon("a shutdown that waits for no watcher", gateway.shutdown(60 * SECOND)).await;
     assert_eq!(soon("the end", watch.message()).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(soon("the end", status.message()).await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn list_tells_what_a_tunnel_runs_over_and_its_round_trip_when_asked() {
+    use dialback::gateway::proto::{ListAgentsRequest, hub_client::HubClient};
+
+    const DELAY: Duration = Duration::from_millis(50);
+    let rig = Rig::builder().proxy().start().await;
+    let gateway = bind(Gateway::builder(&rig.hub)).await;
+    let mut hub = HubClient::new(channel_to(&gateway, "hub.example.com").await);
+    let mut tunnel = async |round_trips| {
+        let answer = hub.list_agents(ListAgentsRequest { round_trips }).await.unwrap().into_inner();
+        answer.agents[0].tunnels[0].clone()
+    };
+    rig.proxy().set(Way::Both, |link| link.delay = DELAY);
+    let asked = tunnel(true).await;
+    assert_eq!(asked.carrier, "TCP");
+    assert!(Duration::try_from(asked.round_trip.unwrap()).unwrap() >= 2 * DELAY);
+    assert_eq!(tunnel(false).await.round_trip, None);
+
+    rig.proxy().stall(Way::Both);
+    assert_eq!(soon("an answer without a figure", tunnel(true)).await.round_trip, None);
 }
 
 #[tokio::test]

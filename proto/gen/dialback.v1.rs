@@ -29,9 +29,19 @@ pub struct Tunnel {
     /// Whether it is called; one that is closing, or that has not asked for it, is not.
     #[prost(bool, tag = "6")]
     pub ready: bool,
+    /// What it runs over: "TCP", "WebSocket", "Unix socket", "gRPC" or "stream".
+    #[prost(string, tag = "7")]
+    pub carrier: ::prost::alloc::string::String,
+    /// How long a question took to the agent and back, if that was asked for and the agent answered in time.
+    #[prost(message, optional, tag = "8")]
+    pub round_trip: ::core::option::Option<::prost_types::Duration>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListAgentsRequest {}
+pub struct ListAgentsRequest {
+    /// Ask every tunnel something first, and say how long that took. The answer takes up to two seconds then.
+    #[prost(bool, tag = "1")]
+    pub round_trips: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListAgentsResponse {
     #[prost(message, repeated, tag = "1")]

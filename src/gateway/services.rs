@@ -1,15 +1,17 @@
 //! The gateway's own services: the hub's API, health and reflection.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{Request, Response};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -34,6 +36,9 @@ const DESCRIPTORS: &[u8] = include_bytes!("../../proto/gen/dialback.v1.bin");
 
 /// Messages that a client of a stream may be behind; then the stream waits, and catches up by a snapshot.
 const BEHIND: usize = 16;
+
+/// How long tunnels may take to answer a question about their round trip.
+const ANSWER: Duration = Duration::from_secs(2);
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 type Served = Arc<dyn Fn(Request<Body>) -> Answer + Send + Sync>;
@@ -128,6 +133,30 @@ impl HubService {
         agents
     }
 
+    /// Asks every tunnel of the answer, all at once, and notes how long each took.
+    async fn measure(&self, answer: &mut pb::ListAgentsResponse) {
+        let sessions = self.0.sessions().into_iter().map(|session| (session.id.as_u64(), session));
+        let mut sessions: HashMap<u64, Arc<Session>> = sessions.collect();
+        let mut asking = JoinSet::new();
+        for tunnel in answer.agents.iter().flat_map(|agent| &agent.tunnels) {
+            if let Some(session) = sessions.remove(&tunnel.id) {
+                asking.spawn(async move { (session.id.as_u64(), session.round_trip().await) });
+            }
+        }
+        let mut answered = HashMap::new();
+        let all = async {
+            while let Some(asked) = asking.join_next().await {
+                if let Ok((id, Some(took))) = asked {
+                    answered.insert(id, took);
+                }
+            }
+        };
+        let _ = timeout(ANSWER, all).await; // those that did not answer have no figure
+        for tunnel in answer.agents.iter_mut().flat_map(|agent| &mut agent.tunnels) {
+            tunnel.round_trip = answered.get(&tunnel.id).and_then(|took| (*took).try_into().ok());
+        }
+    }
+
     fn snapshot(&self, caller: &Caller, method: &str) -> (BTreeSet<AgentId>, pb::ListAgentsResponse) {
         let agents = self.agents(caller, method);
         (agents.keys().cloned().collect(), pb::ListAgentsResponse { agents: agents.into_values().collect() })
@@ -152,7 +181,7 @@ impl HubService {
 }
 
 fn tunnel(session: &Session) -> pb::Tunnel {
-    let TunnelInfo { tunnel_id, peer_addr, since, labels, calls, .. } = TunnelInfo::new(session);
+    let TunnelInfo { tunnel_id, peer_addr, carrier, since, labels, calls, .. } = TunnelInfo::new(session);
     pb::Tunnel {
         id: tunnel_id.as_u64(),
         peer_address: peer_addr.map(|peer| peer.to_string()).unwrap_or_default(),
@@ -160,6 +189,8 @@ fn tunnel(session: &Session) -> pb::Tunnel {
         labels: labels.into_iter().collect(),
         calls: calls as u64,
         ready: session.is_ready(),
+        carrier: carrier.to_string(),
+        round_trip: None,
     }
 }
 
@@ -181,7 +212,11 @@ impl Hub for HubService {
         request: tonic::Request<pb::ListAgentsRequest>,
     ) -> Result<tonic::Response<pb::ListAgentsResponse>, Status> {
         let caller = caller_of(&request)?;
-        Ok(tonic::Response::new(self.snapshot(&caller, LIST).1))
+        let (_, mut answer) = self.snapshot(&caller, LIST);
+        if request.get_ref().round_trips {
+            self.measure(&mut answer).await;
+        }
+        Ok(tonic::Response::new(answer))
     }
 
     async fn get_agent(

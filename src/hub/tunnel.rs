@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
@@ -123,6 +123,15 @@ impl Tunnel {
     /// Safe.
     pub async fn closed(&self) -> Disconnected {
         self.session.closed().await
+    }
+
+    /// How long a question takes to the agent and back, behind whatever else is on its way; an agent that is silent is given
+    /// up by the [keepalive](crate::HubBuilder::keepalive), so put a limit of your own to it. `None` if the tunnel ends before.
+    ///
+    /// # Cancel safety
+    /// Safe; the answer that comes is passed over.
+    pub async fn round_trip(&self) -> Option<Duration> {
+        self.session.round_trip().await
     }
 
     /// Puts a name to the failure of a call through [`Tunnel::connector`]: once the tunnel has ended, what tonic's own

@@ -10,7 +10,7 @@ use http::uri::Authority;
 use russh::{ChannelOpenFailure, client, server};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
 use super::client::ClientHandler;
@@ -90,6 +90,18 @@ pub(crate) enum Opener {
     /// It is none of SSH: it has no channels, and carries calls alone.
     #[cfg(feature = "grpctunnel")]
     Calls(Arc<Caller>),
+}
+
+/// Asks the peer something that it has to answer, and waits for that.
+async fn ask(opener: &Opener) {
+    match opener {
+        // A client cannot grant this, and has to say so (RFC 4254 §4); russh has no other request that can be waited for. A
+        // refusal is an answer, too.
+        Opener::Server(handle) => _ = handle.forward_tcpip(String::new(), 0).await,
+        Opener::Client(handle) => _ = handle.send_ping().await, // an error is the session's end
+        #[cfg(feature = "grpctunnel")]
+        Opener::Calls(caller) => caller.probe().await,
+    }
 }
 
 /// One live (or just ended) tunnel. The user's handles and every channel share it.
@@ -310,16 +322,6 @@ impl Session {
             _ => self.carrier.signs_of_life(),
         };
         let before = signs_of_life();
-        let asked = async {
-            match opener {
-                // A client cannot grant this, and has to say so (RFC 4254 §4); russh has no other request that can be waited
-                // for. A refusal is a sign of life, too.
-                Opener::Server(handle) => _ = handle.forward_tcpip(String::new(), 0).await,
-                Opener::Client(_) => {}
-                #[cfg(feature = "grpctunnel")]
-                Opener::Calls(caller) => caller.probe().await,
-            }
-        };
         // Behind bulk on a slow path the answer comes late, and the bulk is as good.
         let heard = async {
             while signs_of_life() == before {
@@ -327,12 +329,23 @@ impl Session {
             }
         };
         tokio::select! {
-            () = asked => {}
+            () = ask(opener) => {}
             () = heard => {}
             () = tokio::time::sleep(limit) => return self.kill(CloseReason::KeepaliveTimeout),
             _ = self.closed() => {}
         }
         self.suspect.store(false, Ordering::Relaxed);
+    }
+
+    /// How long a question takes to the peer and back, behind whatever is on its way. None if the tunnel ends before.
+    pub(crate) async fn round_trip(&self) -> Option<Duration> {
+        let opener = self.opener.get()?;
+        let asked = Instant::now();
+        tokio::select! {
+            biased;
+            _ = self.closed() => None,
+            () = ask(opener) => (!self.is_closed()).then(|| asked.elapsed()),
+        }
     }
 
     /// Ends the tunnel without a goodbye.

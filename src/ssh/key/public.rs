@@ -9,6 +9,10 @@ use russh::keys::ssh_encoding::base64::{Base64, Encoding};
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::ssh_key::{self, Algorithm, Certificate, HashAlg};
 
+use crate::agent::ConnectError;
+use crate::carrier::{Address, HostPort};
+use crate::id::AgentId;
+
 /// The longest key or certificate taken, in bytes of its binary form: an RSA key of 16384 bits is 2 KiB, and a
 /// certificate adds two of those and its lists of names.
 const MAX_BLOB: usize = 64 * 1024;
@@ -58,6 +62,24 @@ impl PublicKey {
     #[expect(clippy::missing_panics_doc, reason = "it cannot")]
     pub fn to_openssh(&self) -> String {
         self.0.to_openssh().expect("a key that was decoded fits the buffer its own length gives")
+    }
+
+    /// The line of a hub's `authorized_keys` file that lets the owner of this key in as `agent`, and as nobody else, without a
+    /// line break.
+    pub fn authorized_keys_line(&self, agent: &AgentId) -> String {
+        format!("principals=\"{agent}\" {self}")
+    }
+
+    /// The line of an agent's `known_hosts` file that says that this is the key of a hub, without a line break. The hub is
+    /// named as in [`AgentBuilder::connect`](crate::AgentBuilder::connect).
+    ///
+    /// # Errors
+    /// [`ConnectError::InvalidAddress`] if the text names no hub.
+    pub fn known_hosts_line(&self, hub: &str) -> Result<String, ConnectError> {
+        let invalid = |why| ConnectError::InvalidAddress { given: hub.to_owned(), why };
+        let HostPort { host, port } = Address::parse_to_dial(hub).map_err(invalid)?.name();
+        let name = if port == 22 { host } else { format!("[{host}]:{port}") };
+        Ok(format!("{name} {self}"))
     }
 
     /// `ssh-ed25519 SHA256:…`, for messages.

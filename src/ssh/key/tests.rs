@@ -264,3 +264,22 @@ fn rsa_keys_need_the_feature() {
         assert!(error.to_string().contains("`rsa` feature"), "{error}");
     }
 }
+
+#[test]
+fn lines_for_the_files_of_the_other_side() {
+    let key = PrivateKey::generate().public_key();
+    let agent = "laptop-1".parse().unwrap();
+    assert_eq!(key.authorized_keys_line(&agent), format!("principals=\"laptop-1\" {key}"));
+    for (hub, name) in [
+        ("hub.example.com:22", "hub.example.com"),
+        ("hub.example.com:2222", "[hub.example.com]:2222"),
+        ("ssh://hub.example.com:2222", "[hub.example.com]:2222"),
+        ("[::1]:2222", "[::1]:2222"),
+        ("unix:/run/hub.sock", "localhost"),
+    ] {
+        assert_eq!(key.known_hosts_line(hub).unwrap(), format!("{name} {key}"));
+    }
+    for none in ["", "hub.example.com", "hub.example.com:0", "me@hub.example.com:22", "a b:1", "a\n:1"] {
+        assert!(key.known_hosts_line(none).is_err(), "{none:?}");
+    }
+}

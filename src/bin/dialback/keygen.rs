@@ -1,0 +1,150 @@
+//! `dialback keygen`: a key, and the line about it that belongs on the other machine.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use dialback::{AgentId, PrivateKey, PublicKey};
+
+use crate::failure::Failure;
+
+/// Makes a host key or an agent's key, and prints the line about it for the other side's file
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dialback keygen hub --address hub.example.com:2222    makes hub_key, prints a line for known_hosts
+  dialback keygen agent laptop-1                        makes laptop-1, prints a line for authorized_keys
+  dialback keygen agent laptop-1 --append authorized_keys
+
+The private key is readable by its owner alone and never leaves its machine; its public half lies beside it (.pub).")]
+pub(crate) struct KeygenArgs {
+    #[command(subcommand)]
+    whose: Whose,
+}
+
+#[derive(Debug, Subcommand)]
+enum Whose {
+    /// A hub's host key; prints the lines by which agents know it, for their known_hosts
+    Hub {
+        /// What agents dial: host:port, or a URL; several give a line each
+        #[arg(long, value_name = "ADDRESS", required = true)]
+        address: Vec<String>,
+        /// The private key's file
+        #[arg(long, value_name = "FILE", default_value = "hub_key")]
+        key: PathBuf,
+        #[command(flatten)]
+        line: LineArgs,
+    },
+    /// An agent's key; prints the line that lets it in, for the hub's authorized_keys
+    Agent {
+        /// The agent's id: a-z, 0-9, dot, underscore, hyphen
+        id: AgentId,
+        /// The private key's file [default: the id]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        #[command(flatten)]
+        line: LineArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct LineArgs {
+    /// Adds the lines to this file instead of printing them; those that it has already are not added again
+    #[arg(long, value_name = "FILE")]
+    append: Option<PathBuf>,
+    /// Makes no key: the lines are about the one that is there
+    #[arg(long)]
+    existing: bool,
+}
+
+pub(crate) fn run(args: KeygenArgs) -> Result<(), Failure> {
+    match args.whose {
+        Whose::Hub { address, key, line } => {
+            // What is wrong with an address is said before there is a key.
+            let lines_of = |key: &PublicKey| -> Result<Vec<String>, Failure> {
+                let lines = address.iter().map(|hub| key.known_hosts_line(hub).map_err(Failure::usage));
+                lines.collect()
+            };
+            lines_of(&PrivateKey::generate().public_key())?;
+            let public = public_key(&key, &line)?;
+            put(&lines_of(&public)?, &line, "each agent's known_hosts")
+        }
+        Whose::Agent { id, key, line } => {
+            let key = key.unwrap_or_else(|| PathBuf::from(id.as_str()));
+            let public = public_key(&key, &line)?;
+            put(&[public.authorized_keys_line(&id)], &line, "the hub's authorized_keys")
+        }
+    }
+}
+
+/// The public half of the key that is made, or that is there.
+fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
+    let beside = beside(path);
+    if line.existing {
+        // The private key may have a passphrase.
+        return match fs::read_to_string(&beside) {
+            Ok(text) => text
+                .trim()
+                .parse()
+                .map_err(|error| Failure::because(format_args!("{} is no public key", beside.display()), &error)),
+            Err(_) => Ok(PrivateKey::from_file(path).map_err(|error| Failure::because("no key", &error))?.public_key()),
+        };
+    }
+    if path.exists() {
+        return Err(Failure::new(format_args!(
+            "{} is there already, and nothing was changed: `--existing` prints its line",
+            path.display()
+        )));
+    }
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        fs::create_dir_all(directory)
+            .map_err(|error| Failure::because(format_args!("cannot make {}", directory.display()), &error))?;
+    }
+    let key = PrivateKey::load_or_generate(path).map_err(|error| Failure::because("cannot make a key", &error))?;
+    let public = key.public_key();
+    say(format_args!("made {} and {}, {}", path.display(), beside.display(), public.fingerprint()));
+    Ok(public)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut public = path.as_os_str().to_owned();
+    public.push(".pub");
+    public.into()
+}
+
+fn put(lines: &[String], to: &LineArgs, whose: &str) -> Result<(), Failure> {
+    let Some(path) = &to.append else {
+        say(format_args!("for {whose}:"));
+        let mut out = std::io::stdout().lock();
+        for line in lines {
+            writeln!(out, "{line}").map_err(|error| Failure::because("cannot print", &error))?;
+        }
+        return Ok(());
+    };
+    let failed = |error: &std::io::Error| Failure::because(format_args!("cannot add to {}", path.display()), error);
+    let there = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(failed(&error)),
+    };
+    let new: Vec<_> = lines.iter().filter(|line| !there.lines().any(|known| known == **line)).collect();
+    let mut text = String::new();
+    // A last line that nobody has ended would swallow the first of these.
+    if !new.is_empty() && !there.is_empty() && !there.ends_with('\n') {
+        text.push('\n');
+    }
+    for line in &new {
+        text.push_str(line);
+        text.push('\n');
+    }
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&error))?;
+    say(format_args!("{} of {} lines added to {}, for {whose}", new.len(), lines.len(), path.display()));
+    Ok(())
+}
+
+/// For people: stdout has the lines alone, so that they can be sent to a file.
+fn say(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(anstream::stderr(), "{what}"); // nobody is left to be told
+}
