@@ -9,7 +9,7 @@ use dialback::{AgentId, PrivateKey, PublicKey};
 
 use crate::failure::Failure;
 
-/// Makes a host key or an agent's key, and prints the line about it for the other side's file
+/// Arguments of `keygen`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

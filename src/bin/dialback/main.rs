@@ -3,6 +3,8 @@
 //! This program reads arguments and files, and prints; what a hub and an agent do is in the library.
 
 mod failure;
+mod format;
+mod grpc;
 mod keygen;
 mod shell;
 
@@ -22,26 +24,55 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show which agents are connected to a hub.
+    Agents(grpc::AgentsArgs),
+    /// Call a method.
+    Call(grpc::CallArgs),
+    /// List services, or the methods of one.
+    List(grpc::ListArgs),
+    /// Show services, methods, messages and enums as .proto source.
+    Describe(grpc::DescribeArgs),
+    /// Ask whether a server is ready to serve.
+    Health(grpc::HealthArgs),
+    /// Make a host key or an agent's key, and print the line about it for the other side's file.
     Keygen(keygen::KeygenArgs),
+    /// Print what a shell needs to complete this command's arguments.
     Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write one for each command.
     Man(shell::ManArgs),
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = grpc::double_dashes(&Cli::command(), std::env::args_os());
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return Failure::from(error).report(),
     };
-    match run(cli) {
+    match wait_for(run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
+        Command::Agents(args) => grpc::agents(args).await,
+        Command::Call(args) => grpc::call(args).await,
+        Command::List(args) => grpc::list(args).await,
+        Command::Describe(args) => grpc::describe(args).await,
+        Command::Health(args) => grpc::health(args).await,
         Command::Keygen(args) => keygen::run(args),
         Command::Completions(args) => shell::completions(args, Cli::command()),
         Command::Man(args) => shell::man(args, Cli::command()),
     }
+}
+
+/// Runs a command to its end.
+fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::because("no threads can be had", &error))?;
+    let result = runtime.block_on(command);
+    // Nothing that is left over may hold up the end.
+    runtime.shutdown_background();
+    result
 }

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 use crate::failure::Failure;
 
-/// Prints what a shell needs to complete this command's arguments
+/// Arguments of `completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -20,7 +20,7 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Prints the manual page, or writes one for each command
+/// Arguments of `man`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -1,0 +1,116 @@
+//! `dialback agents`, through the real program, at the gateway of a real hub.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::{
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use common::rig::{AGENT, Rig, soon};
+use dialback::gateway::Gateway;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
+
+fn agents(gateway: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dialback"));
+    command.arg("agents").args(args).env("DIALBACK_GATEWAY", gateway).kill_on_drop(true);
+    command
+}
+
+/// Exit code, stdout and stderr.
+async fn run(gateway: &str, args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = soon("the end", agents(gateway, args).output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+async fn start() -> (Rig, Gateway, String) {
+    let rig = Rig::builder().eager().start().await;
+    let gateway = Gateway::builder(&rig.hub).bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", gateway.local_addr());
+    (rig, gateway, url)
+}
+
+#[tokio::test]
+async fn agents_are_a_table_for_people_and_json_for_programs() {
+    let (rig, gateway, url) = start().await;
+    let (code, table, said) = run(&url, &[]).await;
+    assert_eq!((code, &*said), (0, ""));
+    let lines: Vec<_> = table.lines().collect();
+    let [header, row] = lines[..] else { panic!("{table}") };
+    assert_eq!(
+        header.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>(),
+        ["AGENT", "SINCE", "FROM", "CARRIER", "TUNNELS", "CALLS", "ROUND TRIP"]
+    );
+    assert!(row.starts_with(AGENT) && row.contains("127.0.0.1:") && row.ends_with(" ms"), "{table}");
+    assert!(!table.contains('\x1b'), "no colours in a pipe");
+
+    let (code, json, _) = run(&url, &["-o", "json"]).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let tunnel = &json[0]["tunnels"][0];
+    assert_eq!(
+        (code, &json[0]["id"], &tunnel["carrier"], &tunnel["ready"]),
+        (0, &AGENT.into(), &"TCP".into(), &true.into())
+    );
+    assert!(tunnel["roundTripMs"].as_f64().unwrap() > 0.0, "{json}");
+
+    rig.agent.shutdown(Duration::ZERO).await;
+    let (code, text, _) = run(&url, &[]).await;
+    assert_eq!((code, &*text), (0, "no agent is connected\n"));
+    let (code, text, _) = run(&url, &["-o", "json"]).await;
+    assert_eq!((code, &*text), (0, "[]\n"));
+    drop(gateway);
+}
+
+#[tokio::test]
+async fn watch_tells_who_comes_and_goes() {
+    for json in [false, true] {
+        let (rig, gateway, url) = start().await;
+        let form: &[&str] = if json { &["--watch", "-o", "json"] } else { &["--watch"] };
+        let mut child = agents(&url, form).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut line = async || soon("a line", lines.next_line()).await.unwrap().expect("a line");
+        let first = line().await;
+        rig.agent.shutdown(Duration::ZERO).await;
+        // It may be told of once more while it drains.
+        let last = loop {
+            let next = line().await;
+            if !next.contains("changed") {
+                break next;
+            }
+        };
+        if json {
+            let (first, last): (Value, Value) =
+                (serde_json::from_str(&first).unwrap(), serde_json::from_str(&last).unwrap());
+            assert_eq!((&first["event"], &first["agent"]["id"]), (&"connected".into(), &AGENT.into()));
+            assert_eq!((&last["event"], &last["id"]), (&"gone".into(), &AGENT.into()));
+        } else {
+            assert!(first.starts_with("laptop-1 connected: 1 tunnel, TCP from 127.0.0.1:"), "{first}");
+            assert!(last.starts_with("laptop-1 is gone: "), "{last}");
+        }
+        soon("the gateway's end", gateway.shutdown(Duration::ZERO)).await;
+        let status = soon("the end", child.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(64 + 14), "UNAVAILABLE");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_gateway_is_told() {
+    let rig = Rig::start().await;
+    let server = tonic::transport::Server::builder().add_service(rig.echo.service());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tokio::spawn(server.serve_with_incoming(incoming));
+    let (code, out, said) = run(&url, &[]).await;
+    assert!(code == 64 + 12 && out.is_empty() && said.contains("is not a hub's gateway"), "{code} {said}");
+    server.abort();
+    let _ = server.await; // it was aborted
+    let (code, out, said) = run(&url, &[]).await;
+    assert!(code == 1 && out.is_empty() && said.contains("refused"), "{code} {said}");
+}
