@@ -2,6 +2,7 @@
 //!
 //! This program reads arguments and files, and prints; what a hub and an agent do is in the library.
 
+mod config;
 mod failure;
 
 use std::process::ExitCode;
