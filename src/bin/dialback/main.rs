@@ -2,8 +2,11 @@
 //!
 //! This program reads arguments and files, and prints; what a hub and an agent do is in the library.
 
+mod agent;
 mod config;
+mod daemon;
 mod failure;
+mod hub;
 
 use std::process::ExitCode;
 
@@ -20,7 +23,12 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Run a hub: agents dial in, and gRPC clients call them through its gateway
+    Hub(hub::HubArgs),
+    /// Put an agent beside a local gRPC server: it dials the hub, and passes calls on
+    Agent(agent::AgentArgs),
+}
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -34,5 +42,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    match cli.command {}
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::because("cannot start", &error))?;
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Hub(args) => hub::run(args).await,
+            Command::Agent(args) => agent::run(args).await,
+        }
+    });
+    // A thread that waits for a file or for stdin holds nothing up.
+    runtime.shutdown_background();
+    done
 }

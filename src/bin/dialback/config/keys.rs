@@ -139,6 +139,8 @@ keys! {
         trusted_proxies ("NETWORK"): Vec<String>;
         /// The trusted proxies speak the PROXY protocol.
         proxy_protocol (""): bool;
+        /// Take no reverse tunnels: agents call what the hub serves, and are not called.
+        no_reverse (""): bool;
         /// How long calls in flight may take to finish when the hub is told to end.
         grace ("TIME"): Option<Duration> = "30s";
     }

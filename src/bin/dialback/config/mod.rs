@@ -5,7 +5,7 @@
 
 mod args;
 mod file;
-pub(crate) mod keys;
+mod keys;
 mod print;
 mod value;
 
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use self::args::ConfigArgs;
 pub(crate) use self::keys::{AdminKeys, AgentKeys, HubKeys, LogKeys};
-pub(crate) use self::value::{Kind, Setting, Size};
+pub(crate) use self::value::{Address, Balance, KeyName, Kind, LogFormat, Setting, TunnelPolicy};
 
 use crate::failure::Failure;
 
