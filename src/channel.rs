@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, SendStream};
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -145,7 +146,7 @@ async fn exchange(
     let session = call.session();
     let (mut head, body) = request.into_parts();
     strip_hop_by_hop(&mut head.headers);
-    head.uri = address(head.uri, &session.authority);
+    head.uri = address(head.uri, Scheme::HTTP, &session.authority);
     let sent = sender.send_request(Request::from_parts(head, ()), body.is_end_stream());
     let (response, stream) = sent.map_err(|error| {
         lease.has_ended();

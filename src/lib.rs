@@ -193,7 +193,7 @@
 //! |---|---|---|
 //! | `aws-lc-rs` | yes | [AWS-LC](https://docs.rs/aws-lc-rs) for the cryptography of SSH and TLS: constantly maintained, fastest on servers with AVX-512 or Arm Neoverse; TLS has post-quantum key exchange only with it |
 //! | `ring` | no | [ring](https://docs.rs/ring) instead, if `aws-lc-rs` is off: builds for more machines, and is faster where a CPU has VAES without AVX-512, as AMD's Zen 3. One of the two is needed |
-//! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call |
+//! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call; and `dialback::Forwards`: at the agent, local servers of any language |
 //! | `grpctunnel` | no | `dialback::grpctunnel`: tunnels that are gRPC calls themselves, wire-compatible with the Go library [grpctunnel](https://github.com/jhump/grpctunnel) and its Python port |
 //! | `websocket` | no | `ws://` and `wss://` hubs ([`Hub::listen`], `Hub::listen_tls`, `Hub::accept_websocket`), and proxies that are spoken to over TLS |
 //! | `rsa` | no | RSA keys of agents and hubs, with SHA-2 signatures only. The `rsa` crate has an unfixed timing side channel ([RUSTSEC-2023-0071](https://rustsec.org/advisories/RUSTSEC-2023-0071.html)) |
@@ -205,6 +205,8 @@ mod close;
 mod connector;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
 mod follow;
+#[cfg(feature = "gateway")]
+mod forward;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "grpctunnel")]
@@ -229,6 +231,8 @@ pub use carrier::CarrierKind;
 pub use channel::{ResponseBody, TunnelChannel};
 pub use close::{CloseReason, Disconnected};
 pub use connector::{Connector, DialError};
+#[cfg(feature = "gateway")]
+pub use forward::{ForwardError, Forwards};
 pub use hub::{
     Balance, BindError, EventsError, Hub, HubBuilder, HubEvent, HubEvents, Tunnel, TunnelInfo, TunnelPolicy, WaitError,
 };

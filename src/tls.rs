@@ -128,12 +128,12 @@ fn failed<'a, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     move |source| TlsError::File { path: path.into(), wanted, source: source.into() }
 }
 
-/// What an agent goes by when it dials: the system's authorities, and those in a file of its own.
+/// What an agent goes by when it dials a server that speaks `protocol`: the system's authorities, and those in a file of
+/// its own.
 ///
 /// # Errors
 /// When the file cannot be read. Blocks on the file system.
-#[cfg(feature = "websocket")]
-pub(crate) fn client(own: Option<&Path>) -> Result<rustls::ClientConfig, TlsError> {
+pub(crate) fn client(own: Option<&Path>, protocol: &str) -> Result<rustls::ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     // Some of a system's may not be of use; what is missing then is missed when a certificate is checked.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -146,6 +146,6 @@ pub(crate) fn client(own: Option<&Path>) -> Result<rustls::ClientConfig, TlsErro
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let at = own.unwrap_or(Path::new("TLS"));
     let mut config = builder.map_err(failed(at, "certificate"))?.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Ok(config)
 }

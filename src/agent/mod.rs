@@ -24,7 +24,7 @@ pub(crate) use self::backoff::Backoff;
 use self::driver::Shared;
 use crate::channel::TunnelChannel;
 use crate::close::CloseReason;
-use crate::connector::Connector;
+use crate::connector::{Connector, Route};
 use crate::id::AgentId;
 use crate::incoming::Incoming;
 use crate::ssh::Session;
@@ -89,6 +89,15 @@ impl Agent {
     /// Calls to the hub's own services through the tunnel that stands at the moment, for any tonic stub.
     pub fn channel(&self) -> TunnelChannel {
         TunnelChannel::new(self.shared.clone())
+    }
+
+    /// How long a question takes to the hub and back, behind whatever else is on its way. `None` if no tunnel stands, or if it
+    /// ends before there is an answer; put a limit of your own to it.
+    ///
+    /// # Cancel safety
+    /// Safe; the answer that comes is passed over.
+    pub async fn round_trip(&self) -> Option<Duration> {
+        self.shared.session().ok()?.round_trip().await
     }
 
     /// What the agent is doing, as it changes.

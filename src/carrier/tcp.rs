@@ -55,7 +55,7 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// [`DialFailure`] says whether the name or the connection failed.
-pub(super) async fn dial(to: &HostPort, timeout: Duration) -> Result<Carried, DialFailure> {
+pub(crate) async fn dial(to: &HostPort, timeout: Duration) -> Result<Carried, DialFailure> {
     let unresolved = |source| DialFailure::Resolve { host: to.host.clone(), source };
     let attempt = async {
         let found = tokio::net::lookup_host((to.host.as_str(), to.port)).await.map_err(unresolved)?;

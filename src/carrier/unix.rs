@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{Carried, CarrierKind, DialFailure};
 
-pub(super) async fn dial(path: &Path, timeout: Duration) -> Result<Carried, DialFailure> {
+pub(crate) async fn dial(path: &Path, timeout: Duration) -> Result<Carried, DialFailure> {
     // A socket whose owner does not accept fails at once or, when its queue is full, waits.
     let connected = match tokio::time::timeout(timeout, UnixStream::connect(path)).await {
         Ok(connected) => connected,

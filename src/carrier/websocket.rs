@@ -207,7 +207,7 @@ pub(super) async fn with_tls(
 ) -> Result<Box<dyn Stream>, DialFailure> {
     let roots = roots.map(Path::to_owned);
     // The system's authorities may have changed since the last dial.
-    let config = tokio::task::spawn_blocking(move || tls::client(roots.as_deref())).await;
+    let config = tokio::task::spawn_blocking(move || tls::client(roots.as_deref(), "http/1.1")).await;
     let config = config.map_err(|error| DialFailure::Connect(io::Error::other(error)))?.map_err(DialFailure::Roots)?;
     // What ends without a word about TLS may be a hub that has no room.
     let failed = |error: io::Error| match error.kind() {

@@ -1,17 +1,10 @@
 //! The gateway's accept loop, and the life of one client's connection.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::RecvStream;
-use h2::server::{self, Connection, SendResponse};
-use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -23,9 +16,8 @@ use super::Stage;
 use super::builder::Shared;
 use super::call::{self, Client};
 use crate::carrier::tcp;
-use crate::http2::keep_alive;
+use crate::http2::{self, Ended};
 use crate::tls::Tls;
-use crate::tuning;
 
 /// How long the loop rests after the system refused a connection, usually for want of file descriptors.
 const REST: Duration = Duration::from_millis(100);
@@ -36,18 +28,8 @@ const GREETING: Duration = Duration::from_secs(10);
 /// How long a connection may do without a caller that the policy knows.
 const STRANGER: Duration = Duration::from_secs(30);
 
-/// What h2 may keep of one call's data that the client's socket does not take.
-const SEND_BUFFER: usize = 128 << 10;
-
-/// The largest frame that a client may send: messages of 64 KiB, a usual size of pieces, come in one. Of a frame that has begun,
-/// so much is kept for each connection.
-const MAX_FRAME: u32 = 128 << 10;
-
 /// What is gathered for one write to the client's socket: h2 makes one for each frame.
 const GATHERED: usize = 64 << 10;
-
-/// How many calls are accepted before those that run have their turn, whatever the client sends meanwhile.
-const ACCEPTED_AT_ONCE: usize = 64;
 
 /// How HTTP/2 begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -132,11 +114,6 @@ async fn connection(
     }
 }
 
-/// A call, or the end of the connection.
-type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
-
-type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
 enum Greeting {
     Http2,
     Tls,
@@ -196,67 +173,18 @@ async fn serve(
     shared: Arc<Shared>,
     mut stage: watch::Receiver<Stage>,
 ) -> Ended {
-    let settings = &shared.settings;
-    let handshake = server::Builder::new()
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window)
-        .max_frame_size(MAX_FRAME)
-        .max_concurrent_streams(settings.max_streams)
-        .max_header_list_size(settings.max_header_list)
-        .max_concurrent_reset_streams(tuning::HTTP2_REMEMBERED_RESETS)
-        .reset_stream_duration(tuning::HTTP2_REMEMBER_RESETS_FOR)
-        .max_local_error_reset_streams(Some(tuning::HTTP2_MAX_LOCAL_ERROR_RESETS))
-        .max_pending_accept_reset_streams(tuning::HTTP2_MAX_PENDING_ACCEPT_RESETS)
-        .max_send_buffer_size(SEND_BUFFER)
-        .handshake::<_, Bytes>(BufWriter::with_capacity(GATHERED, stream));
-    let mut connection: Connection<_, Bytes> = timeout(GREETING, handshake).await??;
-    let silent = keep_alive(connection.ping_pong(), tuning::HTTP2_SERVER_PING_INTERVAL, || true);
-    tokio::pin!(silent);
     let client = Arc::new(client);
-    // They share this task: what arrives for one goes on without a switch of tasks. Dropping it cuts them off, which
-    // cancels them at their agents.
-    let mut calls = FuturesUnordered::new();
-    let mut draining = false;
-    let stranger = tokio::time::sleep(STRANGER);
-    tokio::pin!(stranger);
-    let mut accepted_since = 0;
-    loop {
-        // None when a call is over.
-        let turn = poll_fn(|cx| -> Poll<Option<Accepted>> {
-            // First, so that a request's data, which often came with its head, go on with it.
-            if accepted_since < ACCEPTED_AT_ONCE
-                && let Poll::Ready(accepted) = connection.poll_accept(cx)
-            {
-                accepted_since += 1;
-                return Poll::Ready(Some(accepted));
-            }
-            if let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {
-                return Poll::Ready(None);
-            }
-            accepted_since = 0;
-            // Again, so that what the calls have sent leaves with this turn.
-            connection.poll_accept(cx).map(Some)
-        });
-        tokio::select! {
-            biased;
-            turn = turn => match turn {
-                Some(Some(accepted)) => {
-                    let (request, respond) = accepted?;
-                    calls.push(call::serve(shared.clone(), client.clone(), request, respond));
-                }
-                Some(None) => return Ok(()),
-                None => {}
-            },
-            () = reached(&mut stage, Stage::Draining), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            () = &mut stranger, if shared.policy.is_some() && !client.is_known() => {
-                return Err("it has made no call that was let in".into());
-            }
-            () = &mut silent => return Err("it answers no ping".into()),
+    let stranger = async {
+        tokio::time::sleep(STRANGER).await;
+        if shared.policy.is_none() || client.is_known() {
+            std::future::pending::<()>().await;
         }
-    }
+        "it has made no call that was let in"
+    };
+    let call = |request, respond| call::serve(shared.clone(), client.clone(), request, respond);
+    let stream = BufWriter::with_capacity(GATHERED, stream);
+    let draining = reached(&mut stage, Stage::Draining);
+    http2::serve(stream, &shared.settings.serving, call, draining, stranger).await
 }
 
 /// The DNS names and URIs in a client's certificate, which was verified.

@@ -14,13 +14,17 @@ use super::callers::PolicyFile;
 use super::limits::InFlight;
 use super::services::Services;
 use super::{Gateway, Stage, accept};
-use crate::http2::Held;
+use crate::http2::{Held, Serving};
 use crate::hub::{Hub, Registry};
 use crate::tls::{Tls, TlsError, TlsFiles};
 use crate::tuning;
 
 /// Who asks for HTTP/1.1 is told by it that it is not spoken here.
 const PROTOCOLS: &[&str] = &["h2", "http/1.1"];
+
+/// The largest frame that a client may send: messages of 64 KiB, a usual size of pieces, come in one. Of a frame that has begun,
+/// so much is kept for each connection.
+const MAX_FRAME: u32 = 128 << 10;
 
 /// Sets up a [`Gateway`].
 #[must_use = "a builder does nothing until `bind`"]
@@ -39,10 +43,7 @@ pub struct GatewayBuilder {
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) max_connections: usize,
-    pub(super) max_streams: u32,
-    pub(super) max_header_list: u32,
-    pub(super) stream_window: u32,
-    pub(super) connection_window: u32,
+    pub(super) serving: Serving,
     /// How long a reader may take nothing while something waits for it.
     pub(super) stall: Duration,
     /// How long a call may be silent in both directions, and how long it may take.
@@ -104,10 +105,13 @@ impl Gateway {
             client_ca: None,
             settings: Settings {
                 max_connections: 10_000,
-                max_streams: 1_000,
-                max_header_list: tuning::HTTP2_MAX_HEADER_LIST,
-                stream_window: 4 << 20,
-                connection_window: 16 << 20,
+                serving: Serving {
+                    max_streams: 1_000,
+                    max_header_list: tuning::HTTP2_MAX_HEADER_LIST,
+                    max_frame: MAX_FRAME,
+                    stream_window: 4 << 20,
+                    connection_window: 16 << 20,
+                },
                 stall: Duration::from_secs(30),
                 idle: None,
                 total: None,
@@ -155,20 +159,20 @@ impl GatewayBuilder {
     /// 1,000.
     pub fn max_connections(mut self, connections: usize, calls_on_each: u32) -> Self {
         self.settings.max_connections = connections.max(1);
-        self.settings.max_streams = calls_on_each.max(1);
+        self.settings.serving.max_streams = calls_on_each.max(1);
         self
     }
 
     /// How many bytes of headers one call may have, counted as HTTP/2 does: 32 more for each. Default: 32 KiB.
     pub fn max_header_list(mut self, bytes: u32) -> Self {
-        self.settings.max_header_list = bytes;
+        self.settings.serving.max_header_list = bytes;
         self
     }
 
     /// How many bytes a client may send ahead of the agent, in one call and on one connection. Default: 4 MiB and 16 MiB.
     pub fn window(mut self, call: u32, connection: u32) -> Self {
-        self.settings.stream_window = call.clamp(65_535, i32::MAX as u32);
-        self.settings.connection_window = connection.clamp(65_535, i32::MAX as u32);
+        self.settings.serving.stream_window = call.clamp(65_535, i32::MAX as u32);
+        self.settings.serving.connection_window = connection.clamp(65_535, i32::MAX as u32);
         self
     }
 

@@ -1,6 +1,6 @@
 //! One call, from the caller to the agent and back.
 
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 #[cfg(feature = "grpctunnel")]
 use std::pin::Pin;
@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status, body::Body};
 
 use super::builder::Shared;
@@ -29,10 +30,11 @@ use super::services;
 use super::target::{self, AGENT_METADATA, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{
-    Gathered, Placed, ReceivedBody, Relay, Relayed, Upload, Way, address, failed, strip_hop_by_hop, timeout_of,
+    Clock, Exchange, Gathered, Placed, ReceivedBody, Rings, Upload, Way, address, end, expired, failed, reached,
+    refuse, strip_hop_by_hop, timeout_of,
 };
 #[cfg(feature = "grpctunnel")]
-use crate::http2::{SharedBody, SharedSource};
+use crate::http2::{Relayed, SharedBody, SharedSource, headers_of, stalled};
 use crate::hub::{Admits, Registry, Selector, ToAgents};
 use crate::id::AgentId;
 use crate::labels::Labels;
@@ -151,7 +153,7 @@ pub(super) async fn serve(
         _ = body.gather() => return,
     };
     match placed {
-        Ok(placed) => Exchange { placed, deadline, shared: &shared }.run(head, body, respond).await,
+        Ok(placed) => pass_on(placed, deadline, &shared, head, body, respond).await,
         Err(status) => refuse(status, &mut respond),
     }
 }
@@ -248,35 +250,6 @@ fn remove_own_metadata(headers: &mut HeaderMap) {
     }
 }
 
-fn expired() -> Status {
-    Status::deadline_exceeded("the call's deadline passed at the gateway")
-}
-
-/// Waits for a deadline, if there is one.
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
-    }
-}
-
-/// A status as headers or trailers.
-fn headers_of(status: &Status) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    if status.add_header(&mut headers).is_err() {
-        headers.insert("grpc-status", HeaderValue::from(status.code() as i32)); // its text cannot be a header
-    }
-    headers
-}
-
-/// Answers with a status and nothing else.
-fn refuse(status: Status, respond: &mut SendResponse<Bytes>) {
-    let mut answer = Response::new(());
-    *answer.headers_mut() = headers_of(&status);
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    let _ = respond.send_response(answer, true); // fails if the caller is gone
-}
-
 /// Serves a call by the gateway's own services.
 async fn serve_here(
     shared: &Shared,
@@ -339,6 +312,40 @@ async fn give<B>(
     }
 }
 
+/// A call to an agent.
+async fn pass_on(
+    placed: Placed,
+    deadline: Option<Instant>,
+    shared: &Shared,
+    mut head: Parts,
+    body: Gathered,
+    respond: SendResponse<Bytes>,
+) {
+    let Placed { call, way } = placed;
+    let (lease, sender) = match way {
+        Way::Http2 { lease, sender } => (lease, sender),
+        #[cfg(feature = "grpctunnel")]
+        Way::Own { channel, caller } => {
+            let own = Own { call, _channel: channel, deadline, shared };
+            return own.run(&caller, head, body, respond).await;
+        }
+    };
+    let session = call.session();
+    head.uri = address(head.uri, Scheme::HTTP, &session.authority);
+    let exchange = Exchange {
+        lease,
+        sender,
+        callee: "the agent",
+        deadline,
+        idle: shared.settings.idle,
+        stall: shared.settings.stall,
+        held: &shared.held,
+        trailers: remove_own_metadata,
+        failed: |error| failed(session, error),
+    };
+    exchange.run(head, body, respond).await;
+}
+
 /// A call to an agent whose tunnel has no channels.
 #[cfg(feature = "grpctunnel")]
 struct Own<'a> {
@@ -397,147 +404,6 @@ impl Own<'_> {
     }
 }
 
-/// A call to an agent.
-struct Exchange<'a> {
-    placed: Placed,
-    deadline: Option<Instant>,
-    shared: &'a Shared,
-}
-
-impl Exchange<'_> {
-    async fn run(self, mut head: Parts, body: Gathered, mut respond: SendResponse<Bytes>) {
-        let Self { placed: Placed { call, way }, deadline, shared } = self;
-        let (lease, mut sender) = match way {
-            Way::Http2 { lease, sender } => (lease, sender),
-            #[cfg(feature = "grpctunnel")]
-            Way::Own { channel, caller } => {
-                let own = Own { call, _channel: channel, deadline, shared };
-                return own.run(&caller, head, body, respond).await;
-            }
-        };
-        let (idle, stall, kept) = (shared.settings.idle, shared.settings.stall, &shared.held);
-        let session = call.session();
-        head.uri = address(head.uri, &session.authority);
-        // The version is the connection's, not the call's.
-        head.version = http::Version::HTTP_2;
-        let complete = body.is_empty();
-        let sent = sender.send_request(Request::from_parts(head, ()), complete);
-        drop(sender);
-        let ((mut answer, hasty), stream) = match sent {
-            Ok((answer, stream)) => (lease.awaits(answer), stream),
-            Err(error) => {
-                lease.has_ended();
-                return refuse(failed(session, error), &mut respond);
-            }
-        };
-        let relay =
-            (!complete).then(|| Relay::new(body, stream, stall, kept).on(&lease, hasty).without(remove_own_metadata));
-        let mut up = Up { relay, before: 0, is_over: false, answered: false };
-        let mut clock = Clock::new(deadline, idle);
-        let answer = loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => break answer,
-                ended = up.next() => match ended {
-                    Relayed::SourceFailed(_) => return, // the caller is gone
-                    Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
-                    // The agent may answer before it has heard all.
-                    Relayed::Complete | Relayed::SinkClosed => {}
-                },
-                _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
-                why = clock.rings() => match why {
-                    Rings::Idle if up.moved() != clock.moved => clock.again(up.moved()),
-                    why => return refuse(why.status(), &mut respond),
-                },
-            }
-        };
-        let (mut head, body) = match answer {
-            Ok(answer) => answer.into_parts(),
-            Err(error) => {
-                return match error.reason().filter(|_| error.is_reset() && error.is_remote()) {
-                    Some(reason) => respond.send_reset(reason),
-                    None => refuse(failed(session, error), &mut respond),
-                };
-            }
-        };
-        up.answered = true;
-        strip_hop_by_hop(&mut head.headers);
-        head.version = http::Version::HTTP_2;
-        let complete = body.is_end_stream();
-        let Ok(stream) = respond.send_response(Response::from_parts(head, ()), complete) else { return };
-        if complete {
-            return;
-        }
-        let body = Gathered::new(body, vec![kept.clone(), lease.held().clone()]);
-        let mut down = Relay::new(body, stream, stall, kept);
-        clock.again(up.moved());
-        let status = loop {
-            tokio::select! {
-                biased;
-                ended = &mut down => match ended {
-                    Relayed::Complete | Relayed::SinkClosed => return,
-                    Relayed::Stalled => break stalled("the caller", stall),
-                    Relayed::SourceFailed(error) => match error.reason().filter(|_| error.is_reset()) {
-                        Some(reason) => return down.sink().send_reset(reason),
-                        None => break failed(session, error),
-                    },
-                },
-                ended = up.next() => match ended {
-                    Relayed::SourceFailed(_) => return, // the caller is gone
-                    Relayed::Stalled => break stalled("the agent", stall),
-                    Relayed::Complete | Relayed::SinkClosed => {}
-                },
-                why = clock.rings() => match why {
-                    Rings::Idle if up.moved() + down.moved() != clock.moved => clock.again(up.moved() + down.moved()),
-                    why => break why.status(),
-                },
-            }
-        };
-        end(down.sink(), &status);
-    }
-}
-
-/// The request's direction of a call.
-struct Up {
-    relay: Option<Relay>,
-    /// What a relay had moved that is gone.
-    before: u64,
-    is_over: bool,
-    /// The head of the answer has come.
-    answered: bool,
-}
-
-impl Up {
-    /// How it ends; never, if it has ended.
-    async fn next(&mut self) -> Relayed {
-        match &mut self.relay {
-            Some(relay) if !self.is_over => {
-                let ended = (&mut *relay).await;
-                self.is_over = true;
-                if matches!(ended, Relayed::SinkClosed) {
-                    // Nobody takes what the caller still sends.
-                    (self.before, self.relay) = (relay.moved(), None);
-                }
-                ended
-            }
-            _ => pending().await,
-        }
-    }
-
-    fn moved(&self) -> u64 {
-        self.relay.as_ref().map_or(self.before, Relay::moved)
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // An answer may come before the request was taken.
-        if let Some(relay) = self.relay.as_mut().filter(|relay| self.answered && relay.is_kept()) {
-            relay.sink().send_reset(Reason::CANCEL);
-        }
-    }
-}
-
 /// A body that counts what goes through it.
 #[cfg(feature = "grpctunnel")]
 struct Counted<B> {
@@ -562,69 +428,5 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Counted<B> {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
-    }
-}
-
-/// Ends an answer that has begun.
-fn end(stream: &mut SendStream<Bytes>, status: &Status) {
-    let _ = stream.send_trailers(headers_of(status)); // fails if the caller is gone
-}
-
-fn stalled(who: &str, after: Duration) -> Status {
-    let text = format!("{who} took nothing for {after:?}, or next to nothing while too much was kept for all");
-    Status::resource_exhausted(text)
-}
-
-fn idled() -> Status {
-    Status::unavailable("the call was silent for too long")
-}
-
-/// A call's deadline, and how long it may be silent.
-struct Clock {
-    deadline: Option<Instant>,
-    idle: Option<Duration>,
-    silent_at: Option<Instant>,
-    /// What had moved when it was last looked at.
-    moved: u64,
-}
-
-enum Rings {
-    Deadline,
-    Idle,
-}
-
-impl Rings {
-    fn status(self) -> Status {
-        match self {
-            Self::Deadline => expired(),
-            Self::Idle => idled(),
-        }
-    }
-}
-
-impl Clock {
-    fn new(deadline: Option<Instant>, idle: Option<Duration>) -> Self {
-        let mut clock = Self { deadline, idle, silent_at: None, moved: 0 };
-        clock.again(0);
-        clock
-    }
-
-    fn again(&mut self, moved: u64) {
-        self.moved = moved;
-        self.silent_at = self.idle.and_then(|idle| Instant::now().checked_add(idle));
-    }
-
-    async fn rings(&self) -> Rings {
-        match (self.deadline, self.silent_at) {
-            (None, None) => pending().await,
-            (Some(at), silent) if silent.is_none_or(|silent| at <= silent) => {
-                sleep_until(at).await;
-                Rings::Deadline
-            }
-            (_, silent) => {
-                reached(silent).await;
-                Rings::Idle
-            }
-        }
     }
 }

@@ -1,19 +1,21 @@
 //! The HTTP/2 connections that all of one side's own calls through a tunnel share.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OnceCell;
 
 use super::awaited::{Awaited, Resets};
 use super::held::Held;
 use super::keep_alive::keep_alive;
 use crate::connector::DialError;
-use crate::ssh::{Session, TunnelIo};
+use crate::ssh::Session;
 use crate::tuning;
 
 /// Calls on one connection, where the peer allows more: then another is made, so that no call waits for others to end.
@@ -39,7 +41,7 @@ struct Connection {
     usage: Arc<Usage>,
 }
 
-pub(super) struct Usage {
+pub(crate) struct Usage {
     pub(super) calls: AtomicUsize,
     ended: AtomicBool,
     /// What is kept for slow readers of its calls: window that the others lack.
@@ -154,16 +156,28 @@ impl Connections {
 
     /// A place for one call, on a connection that stands.
     pub(crate) async fn get(&self, session: &Arc<Session>) -> Result<(SendRequest<Bytes>, Lease), DialError> {
+        let limit = async {
+            session.sleep(session.open_timeout).await;
+            DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout }
+        };
+        self.get_by(async |usage| connect(session, usage).await, limit).await
+    }
+
+    /// The same, where connections are made by `connect`, for which `limit` is how long it may take.
+    pub(crate) async fn get_by<E>(
+        &self,
+        connect: impl AsyncFnOnce(&Arc<Usage>) -> Result<SendRequest<Bytes>, E>,
+        limit: impl Future<Output = E>,
+    ) -> Result<(SendRequest<Bytes>, Lease), E> {
         let lease = self.reserve();
         if let Some(sender) = lease.0.sender.get() {
             return Ok((sender.clone(), lease));
         }
         // One that is refused leaves it to the next in line: none of them waits longer than for one attempt.
-        let limit = session.sleep(session.open_timeout);
         let made = tokio::select! {
             biased;
-            made = lease.0.sender.get_or_try_init(|| connect(session, &lease.0.usage)) => made.cloned(),
-            () = limit => Err(DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout }),
+            made = lease.0.sender.get_or_try_init(|| connect(&lease.0.usage)) => made.cloned(),
+            error = limit => Err(error),
         };
         made.map(|sender| (sender, lease))
     }
@@ -197,7 +211,17 @@ async fn connect(session: &Arc<Session>, usage: &Arc<Usage>) -> Result<SendReque
 
 async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendRequest<Bytes>, DialError> {
     let io = session.open().await?;
-    let handshake = client::Builder::new()
+    let rejected = |error: h2::Error| DialError::Rejected { agent: session.agent.clone(), reason: error.to_string() };
+    begin(io, &usage, session.agent.to_string()).await.map_err(rejected)
+}
+
+/// Begins to speak HTTP/2. `peer` is whom the log names. The connection ends with the stream, or when the last sender and
+/// the last call are gone.
+pub(crate) async fn begin<S>(io: S, usage: &Arc<Usage>, peer: String) -> Result<SendRequest<Bytes>, h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, mut driver) = client::Builder::new()
         .initial_connection_window_size(tuning::HTTP2_CONNECTION_WINDOW)
         .initial_window_size(tuning::HTTP2_STREAM_WINDOW)
         .max_header_list_size(tuning::HTTP2_MAX_HEADER_LIST)
@@ -208,28 +232,22 @@ async fn handshake(session: Arc<Session>, usage: Arc<Usage>) -> Result<SendReque
         .initial_max_send_streams(CALLS_AT_FIRST)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
-        .handshake::<TunnelIo, Bytes>(io)
-        .await;
-    match handshake {
-        Ok((sender, mut driver)) => {
-            let pings = driver.ping_pong();
-            // Ends with the tunnel, or when the last sender and the last call are gone.
-            tokio::spawn(async move {
-                let calls = || usage.calls.load(Ordering::Relaxed) > 0;
-                let silent = keep_alive(pings, tuning::HTTP2_CLIENT_PING_INTERVAL, calls);
-                tokio::select! {
-                    ended = driver => if let Err(error) = ended {
-                        tracing::debug!(%error, "connection for own calls ended");
-                    },
-                    () = usage.pace_resets() => {}
-                    () = silent => tracing::warn!(agent = %session.agent, "connection for own calls ended: no answer to a ping"),
-                }
-                usage.ended.store(true, Ordering::Release);
-            });
-            Ok(sender)
+        .handshake::<S, Bytes>(io)
+        .await?;
+    let (pings, usage) = (driver.ping_pong(), usage.clone());
+    tokio::spawn(async move {
+        let calls = || usage.calls.load(Ordering::Relaxed) > 0;
+        let silent = keep_alive(pings, tuning::HTTP2_CLIENT_PING_INTERVAL, calls);
+        tokio::select! {
+            ended = driver => if let Err(error) = ended {
+                tracing::debug!(peer, %error, "connection for own calls ended");
+            },
+            () = usage.pace_resets() => {}
+            () = silent => tracing::warn!(peer, "connection for own calls ended: no answer to a ping"),
         }
-        Err(error) => Err(DialError::Rejected { agent: session.agent.clone(), reason: error.to_string() }),
-    }
+        usage.ended.store(true, Ordering::Release);
+    });
+    Ok(sender)
 }
 
 /// What h2 may keep of one call's data that is not sent yet.

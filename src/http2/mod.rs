@@ -3,6 +3,8 @@
 mod awaited;
 mod body;
 mod connection;
+#[cfg(feature = "gateway")]
+mod exchange;
 mod given;
 mod headers;
 mod held;
@@ -10,19 +12,27 @@ mod keep_alive;
 mod placed;
 #[cfg(feature = "gateway")]
 mod relay;
+#[cfg(feature = "gateway")]
+mod serve;
 mod upload;
 
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
+#[cfg(feature = "gateway")]
+pub(crate) use self::connection::{Usage, begin};
+#[cfg(feature = "gateway")]
+pub(crate) use self::exchange::{Clock, Exchange, Rings, end, expired, reached, refuse};
+#[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+pub(crate) use self::exchange::{headers_of, stalled};
 pub(crate) use self::given::Given;
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
 #[cfg(feature = "gateway")]
 pub(crate) use self::held::Held;
-#[cfg(feature = "gateway")]
-pub(crate) use self::keep_alive::keep_alive;
 pub(crate) use self::placed::{Placed, Way, address, failed};
 #[cfg(feature = "gateway")]
-pub(crate) use self::relay::{Gathered, Relay, Relayed};
+pub(crate) use self::relay::Gathered;
 #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
-pub(crate) use self::relay::{Shared as SharedSource, SharedBody};
+pub(crate) use self::relay::{Relayed, Shared as SharedSource, SharedBody};
+#[cfg(feature = "gateway")]
+pub(crate) use self::serve::{Ended, Serving, serve};
 pub(crate) use self::upload::Upload;

@@ -83,10 +83,10 @@ async fn connect(session: &Arc<Session>) -> Result<Placed, DialError> {
     }
 }
 
-/// Every request goes to the peer at the other end of the tunnel, under the name that it has there.
-pub(crate) fn address(uri: Uri, authority: &Authority) -> Uri {
+/// Every request goes to the peer at the other end, under the name that it has there.
+pub(crate) fn address(uri: Uri, scheme: Scheme, authority: &Authority) -> Uri {
     let mut parts = uri.into_parts();
-    parts.scheme = Some(Scheme::HTTP);
+    parts.scheme = Some(scheme);
     parts.authority = Some(authority.clone());
     parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     // Scheme, authority and path together are always a valid URI.

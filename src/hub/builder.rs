@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -257,6 +258,28 @@ impl HubBuilder {
     /// # Cancel safety
     /// Safe: without the returned hub nothing is left running.
     pub async fn bind(self, address: impl ToSocketAddrs + fmt::Debug) -> Result<Hub, BindError> {
+        let failed = |source| BindError::Listen { address: format!("{address:?}").replace('"', ""), source };
+        let listener = TcpListener::bind(&address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        let hub = self.start_at(local_addr)?;
+        hub.inner.listen(Listener::Tcp(listener));
+        tracing::info!(address = %local_addr, "hub listens");
+        Ok(hub)
+    }
+
+    /// A hub that listens nowhere yet: [`Hub::listen`] says where it does, and [`Hub::accept_stream`] brings it agents. Its
+    /// [`Hub::local_addr`] is `0.0.0.0:0`.
+    ///
+    /// # Errors
+    /// [`BindError`]: no authorizer, or no such proxies.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(self) -> Result<Hub, BindError> {
+        self.start_at(SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+
+    fn start_at(self, local_addr: SocketAddr) -> Result<Hub, BindError> {
         let Some(authorizer) = self.authorizer else { return Err(BindError::NoAuthorizer) };
         let trusted_proxies = match self.trusted_proxies.as_deref().map(ssh::Sources::network_list) {
             Some(Err(error)) => return Err(BindError::TrustedProxies { why: error.to_string() }),
@@ -267,9 +290,6 @@ impl HubBuilder {
             (true, Some(trusted)) => Some(ProxyProtocol::of(trusted.clone())),
             (true, None) => return Err(BindError::NoTrustedProxies),
         };
-        let failed = |source| BindError::Listen { address: format!("{address:?}").replace('"', ""), source };
-        let listener = TcpListener::bind(&address).await.map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
         let max_unread = self.max_unread.unwrap_or(2 * self.config.window as usize);
         let registry = Arc::new(Registry::new(Rules { max_unread, ..self.rules }));
         let acceptor = Arc::new(Acceptor::new());
@@ -296,9 +316,7 @@ impl HubBuilder {
             listeners: Mutex::default(),
             rechecking,
         };
-        inner.listen(Listener::Tcp(listener));
         inner.listen(Listener::Streams(handed_over));
-        tracing::info!(address = %local_addr, "hub listens");
         Ok(Hub { inner: Arc::new(inner) })
     }
 }

@@ -90,14 +90,34 @@ impl HostKeys {
     /// # Errors
     /// As [`known_hosts`](Self::known_hosts), or [`HostKeysError::NoKnownHosts`] after another constructor.
     pub fn or_known_hosts(self, path: impl Into<PathBuf>) -> Result<Self, HostKeysError> {
+        self.or_lines(path.into(), Holds::KnownHosts)
+    }
+
+    /// Trusts every hub whose host certificate names it and is by an authority whose public key is in this file: one on each
+    /// line, as in `ca.pub`. Short for a `known_hosts` file with `@cert-authority *` before each, and read as one.
+    ///
+    /// # Errors
+    /// As [`known_hosts`](Self::known_hosts).
+    pub fn authorities(path: impl Into<PathBuf>) -> Result<Self, HostKeysError> {
+        Self(Rule::KnownHosts(Arc::default())).or_authorities(path)
+    }
+
+    /// Trusts these authorities, too. Only after [`known_hosts`](Self::known_hosts) or [`authorities`](Self::authorities).
+    ///
+    /// # Errors
+    /// As [`or_known_hosts`](Self::or_known_hosts).
+    pub fn or_authorities(self, path: impl Into<PathBuf>) -> Result<Self, HostKeysError> {
+        self.or_lines(path.into(), Holds::Authorities)
+    }
+
+    fn or_lines(self, path: PathBuf, holds: Holds) -> Result<Self, HostKeysError> {
         let Rule::KnownHosts(files) = self.0 else { return Err(HostKeysError::NoKnownHosts) };
-        let path = path.into();
-        let lines = read(&path).map_err(|source| HostKeysError::Unreadable { file: path.clone(), source })?;
+        let lines = read(&path, holds).map_err(|source| HostKeysError::Unreadable { file: path.clone(), source })?;
         match lines.problems().first() {
             Some(problem) if lines.is_empty() => return Err(HostKeysError::NotKnownHosts { problem: problem.clone() }),
             _ => {}
         }
-        let paths = files.paths.iter().cloned().chain([path]).collect();
+        let paths = files.paths.iter().cloned().chain([(path, holds)]).collect();
         let mut problems = files.problems();
         tell(lines.problems(), &problems);
         problems.extend_from_slice(lines.problems());
@@ -249,16 +269,24 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// What the lines of a file are.
+#[derive(Debug, Clone, Copy)]
+enum Holds {
+    KnownHosts,
+    /// Public keys.
+    Authorities,
+}
+
 #[derive(Debug, Default)]
 struct KnownHostsFiles {
-    paths: Vec<PathBuf>,
+    paths: Vec<(PathBuf, Holds)>,
     /// As of the last reading, to warn of each problem once and not at every reconnect.
     problems: Mutex<Vec<KnownHostsProblem>>,
 }
 
 impl KnownHostsFiles {
     fn first(&self) -> &Path {
-        self.paths.first().map_or(Path::new(""), PathBuf::as_path)
+        self.paths.first().map_or(Path::new(""), |(path, _)| path)
     }
 
     fn problems(&self) -> Vec<KnownHostsProblem> {
@@ -274,7 +302,8 @@ impl KnownHostsFiles {
 
     /// `Err` names the file that cannot be read.
     fn read(&self) -> Result<KnownHosts, (PathBuf, io::Error)> {
-        let mut files = self.paths.iter().map(|path| read(path).map_err(|error| (path.clone(), error)));
+        let mut files =
+            self.paths.iter().map(|(path, holds)| read(path, *holds).map_err(|error| (path.clone(), error)));
         let first = files.next().unwrap_or_else(|| Err((self.first().to_owned(), io::ErrorKind::NotFound.into())))?;
         let lines = files.try_fold(first, |lines, more| more.map(|more| lines.and(more)))?;
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
@@ -284,8 +313,26 @@ impl KnownHostsFiles {
     }
 }
 
-fn read(path: &Path) -> io::Result<KnownHosts> {
-    Ok(KnownHosts::parse(path, &read_bounded(path)?))
+fn read(path: &Path, holds: Holds) -> io::Result<KnownHosts> {
+    let text = read_bounded(path)?;
+    Ok(match holds {
+        Holds::KnownHosts => KnownHosts::parse(path, &text),
+        Holds::Authorities => KnownHosts::parse(path, &as_authorities(&text)),
+    })
+}
+
+/// Public keys as lines of a `known_hosts` file, each where it was.
+fn as_authorities(keys: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for line in keys.split(|&byte| byte == b'\n') {
+        let line = line.trim_ascii();
+        if !line.is_empty() && !line.starts_with(b"#") {
+            text.extend_from_slice(b"@cert-authority * ");
+        }
+        text.extend_from_slice(line);
+        text.push(b'\n');
+    }
+    text
 }
 
 /// Warns of problems that were not known before.

@@ -27,7 +27,7 @@ use ssh_agent::SshAgent;
 /// How many keys are shown to a hub: dialback's hub, like many others, ends the connection after three wrong ones.
 const MAX_OFFERS: usize = 3;
 
-/// What an agent signs with: a [`PrivateKey`], or the keys of a running ssh-agent.
+/// What an agent signs with: a [`PrivateKey`], or several, or the keys of a running ssh-agent.
 ///
 /// A private key with a certificate shows the certificate first, then the bare key.
 #[derive(Clone, Debug)]
@@ -35,14 +35,28 @@ pub struct Identity(Source);
 
 #[derive(Clone, Debug)]
 enum Source {
-    Key(PrivateKey),
+    Keys(Vec<PrivateKey>),
     #[cfg(unix)]
     SshAgent(SshAgent),
 }
 
 impl From<PrivateKey> for Identity {
     fn from(key: PrivateKey) -> Self {
-        Self(Source::Key(key))
+        Self(Source::Keys(vec![key]))
+    }
+}
+
+impl Identity {
+    /// Signs with these keys: each is shown to the hub after those before it, until it takes one. At most three of keys and
+    /// certificates are shown.
+    ///
+    /// ```
+    /// # use dialback::{Agent, Identity, PrivateKey};
+    /// let (new, old) = (PrivateKey::generate(), PrivateKey::generate());
+    /// let builder = Agent::builder("laptop-1", Identity::keys([new, old]));
+    /// ```
+    pub fn keys(keys: impl IntoIterator<Item = PrivateKey>) -> Self {
+        Self(Source::Keys(keys.into_iter().collect()))
     }
 }
 
@@ -116,10 +130,12 @@ impl Identity {
         H::Error: fmt::Display,
     {
         match &self.0 {
-            Source::Key(key) => {
-                let certificate = key.certificate().map(|c| AgentIdentity::from(c.as_ref().clone()));
-                let bare = AgentIdentity::from(key.inner().public_key().clone());
-                offer(handle, id, certificate.into_iter().chain([bare]), &mut LocalSigner(key)).await
+            Source::Keys(keys) => {
+                let offers = keys.iter().flat_map(|key| {
+                    let certificate = key.certificate().map(|c| AgentIdentity::from(c.as_ref().clone()));
+                    certificate.into_iter().chain([AgentIdentity::from(key.inner().public_key().clone())])
+                });
+                offer(handle, id, offers, &mut LocalSigner(keys)).await
             }
             #[cfg(unix)]
             Source::SshAgent(agent) => {
@@ -331,21 +347,24 @@ impl From<russh::SendError> for SignError {
     }
 }
 
-/// Signs with a key in memory.
+/// Signs with the keys in memory.
 ///
 /// Used even for that instead of russh's own path for private keys, which for an RSA certificate names SHA-1.
-struct LocalSigner<'a>(&'a PrivateKey);
+struct LocalSigner<'a>(&'a [PrivateKey]);
 
 impl Signer for LocalSigner<'_> {
     type Error = SignError;
 
     async fn auth_sign(
         &mut self,
-        _: &AgentIdentity,
+        identity: &AgentIdentity,
         hash: Option<HashAlg>,
         mut message: Vec<u8>,
     ) -> Result<Vec<u8>, SignError> {
-        let signature = match self.0.inner().key_data() {
+        let wanted = identity.public_key();
+        let key = self.0.iter().find(|key| key.inner().public_key().key_data() == wanted.key_data());
+        let key = key.ok_or_else(|| SignError::Declined("it is not at hand".into()))?;
+        let signature = match key.inner().key_data() {
             #[cfg(feature = "rsa")]
             KeypairData::Rsa(key) => signature::Signer::try_sign(&(key, hash), &message),
             key => {

@@ -91,6 +91,16 @@ impl Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.message {
+            Message::Silent => f.write_str("it did not work"),
+            Message::Text(text) => f.write_str(text),
+            Message::Usage(error) => error.fmt(f),
+        }
+    }
+}
+
 impl From<clap::Error> for Failure {
     fn from(error: clap::Error) -> Self {
         let code = if error.use_stderr() { USAGE } else { 0 };

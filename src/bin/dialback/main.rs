@@ -2,9 +2,14 @@
 //!
 //! This program reads arguments and files, and prints; what a hub and an agent do is in the library.
 
+mod agent;
+mod check;
+mod config;
+mod daemon;
 mod failure;
 mod format;
 mod grpc;
+mod hub;
 mod keygen;
 mod shell;
 
@@ -24,6 +29,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a hub: agents dial in, and gRPC clients call them through its gateway
+    Hub(hub::HubArgs),
+    /// Put an agent beside a local gRPC server: it dials the hub, and passes calls on
+    Agent(agent::AgentArgs),
     /// Show which agents are connected to a hub.
     Agents(grpc::AgentsArgs),
     /// Call a method.
@@ -34,6 +43,8 @@ enum Command {
     Describe(grpc::DescribeArgs),
     /// Ask whether a server is ready to serve.
     Health(grpc::HealthArgs),
+    /// See step by step whether an agent would reach its hub, and what to do if not.
+    Check(check::CheckArgs),
     /// Make a host key or an agent's key, and print the line about it for the other side's file.
     Keygen(keygen::KeygenArgs),
     /// Print what a shell needs to complete this command's arguments.
@@ -56,11 +67,14 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
+        Command::Hub(args) => hub::run(args).await,
+        Command::Agent(args) => agent::run(args).await,
         Command::Agents(args) => grpc::agents(args).await,
         Command::Call(args) => grpc::call(args).await,
         Command::List(args) => grpc::list(args).await,
         Command::Describe(args) => grpc::describe(args).await,
         Command::Health(args) => grpc::health(args).await,
+        Command::Check(args) => check::run(args).await,
         Command::Keygen(args) => keygen::run(args),
         Command::Completions(args) => shell::completions(args, Cli::command()),
         Command::Man(args) => shell::man(args, Cli::command()),

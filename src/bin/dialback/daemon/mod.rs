@@ -1,0 +1,143 @@
+//! What both daemons have: a log, signals, an admin address, a service manager.
+
+pub(crate) mod admin;
+pub(crate) mod keys;
+pub(crate) mod logs;
+pub(crate) mod notify;
+pub(crate) mod signals;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use self::admin::{Admin, Readiness};
+use self::logs::Logs;
+use self::signals::{Signals, Told};
+use crate::config::{Config, ConfigArgs, Key, Table};
+use crate::failure::Failure;
+
+/// What runs.
+pub(crate) trait Service<T> {
+    /// Whether it does its work.
+    fn readiness(&self) -> Readiness;
+
+    /// One line for the service manager.
+    fn status(&self) -> String;
+
+    /// Takes what it can of a new configuration; of the settings that are `changed`, gives those back that it could not.
+    ///
+    /// # Errors
+    /// When something in it is wrong; then nothing of it was taken.
+    fn reload(&self, config: &Config<T>, changed: Vec<&'static Key>) -> Result<Vec<&'static Key>, Failure>;
+
+    /// Tells as it goes what happens, for as long as it is polled; returns when it has ended by itself.
+    fn watch(&self) -> impl Future<Output = Result<(), Failure>>;
+
+    /// Ends politely. Called again after its future was dropped, it cuts off what is left at the end of `grace`.
+    fn shutdown(&self, grace: Duration) -> impl Future<Output = ()>;
+}
+
+/// Runs a daemon until it is told to end: reads the configuration, begins to log, starts it, and looks after it.
+///
+/// # Errors
+/// When the configuration is wrong, or it cannot start, or ends by itself.
+pub(crate) async fn run<T, S, F>(
+    args: ConfigArgs<T>,
+    grace: impl Fn(&T) -> Option<Duration>,
+    start: impl FnOnce(Config<T>, Option<SocketAddr>) -> F,
+) -> Result<(), Failure>
+where
+    T: Table + Clone,
+    S: Service<T>,
+    F: Future<Output = Result<S, Failure>>,
+{
+    let mut config = Config::load(&args)?;
+    if args.print {
+        return print(&config.print());
+    }
+    let logs = Logs::start(&config.log)?;
+    let mut signals = Signals::listen()?;
+    let ready = Arc::new(OnceLock::<Readiness>::new());
+    let mut admin_address = None;
+    let mut beside = JoinSet::new();
+    if let Some(address) = config.admin.listen.as_deref() {
+        let admin = Admin::bind(address).await?;
+        admin_address = Some(admin.local_addr);
+        beside.spawn(admin.serve(ready.clone()));
+    }
+    beside.spawn(notify::watchdog());
+    let starting = start(config.clone(), admin_address);
+    tokio::pin!(starting);
+    let service = loop {
+        tokio::select! {
+            started = &mut starting => break started?,
+            told = signals.next() => match told {
+                // Nothing runs yet.
+                Told::Stop => return Ok(()),
+                Told::Reload => tracing::warn!("not read again: it has not started yet"),
+            },
+        }
+    };
+    let _ = ready.set(service.readiness()); // it was empty
+    notify::ready(&service.status());
+    {
+        let watching = service.watch();
+        tokio::pin!(watching);
+        loop {
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Stop => break,
+                    Told::Reload => reload(&args, &mut config, &logs, &service),
+                },
+                ended = &mut watching => return ended,
+            }
+        }
+    }
+    let grace = grace(&config.own).unwrap_or_default();
+    tracing::info!(?grace, "stopping: waits for the calls in flight; a second signal cuts them off");
+    notify::stopping(grace);
+    let drained = tokio::select! {
+        () = service.shutdown(grace) => true,
+        () = signals.stop() => false,
+    };
+    if !drained {
+        tracing::warn!("stopping at once: what was in flight is cut off");
+        service.shutdown(Duration::ZERO).await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::because("cannot print", &error))
+}
+
+/// Reads the configuration again. What is wrong with it leaves the one in force as it is.
+fn reload<T: Table, S: Service<T>>(args: &ConfigArgs<T>, config: &mut Config<T>, logs: &Logs, service: &S) {
+    notify::reloading();
+    let taken = Config::load(args).and_then(|new| {
+        let changed = config.changed(&new);
+        Logs::check(&new.log)?;
+        let (level, others) = changed.into_iter().partition::<Vec<_>, _>(|key| key.id() == "log.level");
+        let left = service.reload(&new, others)?;
+        if !level.is_empty() {
+            logs.set(&new.log)?;
+        }
+        Ok((new, left))
+    });
+    match taken {
+        Ok((new, left)) => {
+            for key in &left {
+                tracing::warn!(key = key.name(), "changed, and counts from the next start on");
+            }
+            *config = new;
+            tracing::info!(file = ?args.file(), "configuration read");
+        }
+        Err(error) => tracing::error!(%error, "the configuration was not taken; the one before stays in force"),
+    }
+    notify::ready(&service.status());
+}

@@ -1,0 +1,258 @@
+//! `dialback hub`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use dialback::gateway::{Gateway, PolicyFile};
+use dialback::{AuthorizedKeys, EventsError, Hub, HubBuilder, PublicKey};
+
+use crate::config::{Balance, Config, ConfigArgs, HubKeys, Key, TunnelPolicy};
+use crate::daemon::admin::{Readiness, readiness};
+use crate::daemon::keys::{Passphrase, certify};
+use crate::daemon::{self, Service, notify};
+use crate::failure::Failure;
+
+pub(crate) type HubArgs = ConfigArgs<HubKeys>;
+
+pub(crate) async fn run(args: HubArgs) -> Result<(), Failure> {
+    daemon::run(args, |own| own.grace, start).await
+}
+
+struct Running {
+    hub: Hub,
+    gateway: Option<Gateway>,
+    is_draining: Arc<AtomicBool>,
+}
+
+async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
+    let keys = &config.own;
+    let (builder, host_key) = builder(keys)?;
+    let because = |error| Failure::because("the hub cannot start", &error);
+    let hub = builder.start().map_err(because)?;
+    drop(hub.incoming()); // agents are called here, and call nothing
+    let mut listens = Vec::new();
+    for address in keys.listen.iter().chain(&keys.websocket) {
+        let listening = match (address.starts_with("wss://"), &keys.tls_cert, &keys.tls_key) {
+            (true, Some(certificates), Some(key)) => hub.listen_tls(address, certificates, key).await,
+            (true, _, _) => {
+                let text = format!("{} needs certificates: --tls-cert and --tls-key", address.0);
+                return Err(Failure::usage(text));
+            }
+            (false, ..) => hub.listen(address).await,
+        };
+        listens.push(listening.map_err(because)?);
+    }
+    let gateway = match &keys.gateway {
+        Some(address) => Some(gateway(keys, &hub, address).await?),
+        None => None,
+    };
+    let door = gateway.as_ref().map(|gateway| gateway.local_addr().to_string());
+    let fingerprint = host_key.fingerprint();
+    tracing::info!(
+        listen = listens.join(","),
+        gateway = door,
+        admin = admin.map(|address| address.to_string()),
+        host_key = fingerprint,
+        "hub ready"
+    );
+    let address = listens.first().map_or("", String::as_str);
+    tracing::info!(
+        "an agent connects with: dialback agent --hub {} --id NAME --identity FILE --host-key-fingerprint {fingerprint} --forward HOST:PORT",
+        reachable(address)
+    );
+    if let Some(door) = door {
+        tracing::info!("who is here: dialback agents --gateway {door}");
+    }
+    Ok(Running { hub, gateway, is_draining: Arc::default() })
+}
+
+/// An address as somebody else has to write it.
+fn reachable(address: &str) -> String {
+    address.replace("//0.0.0.0:", "//THIS-HOST:").replace("//[::]:", "//THIS-HOST:")
+}
+
+fn builder(keys: &HubKeys) -> Result<(HubBuilder, PublicKey), Failure> {
+    let passphrase = Passphrase {
+        file: keys.host_key_passphrase_file.as_deref(),
+        variable: "DIALBACK_HOST_KEY_PASSPHRASE",
+        flag: "host-key-passphrase-file",
+    };
+    let host_keys = certify(passphrase.open(&keys.host_key, "dialback keygen")?, &keys.host_certificate)?;
+    let mut host_keys = host_keys.into_iter();
+    let Some(first) = host_keys.next() else {
+        let text = "name the hub's own key: --host-key FILE; `dialback keygen` makes one";
+        return Err(Failure::usage(text));
+    };
+    let public = first.public_key();
+    let mut builder = Hub::builder(first).authorizer(authorizer(keys)?);
+    for key in host_keys {
+        builder = builder.host_key(key);
+    }
+    if keys.keepalive.is_some() || keys.keepalive_max.is_some() {
+        builder = builder.keepalive(keys.keepalive.unwrap_or(Duration::from_secs(10)), keys.keepalive_max.unwrap_or(3));
+    }
+    if keys.unauthenticated.is_some() || keys.unauthenticated_per_source.is_some() {
+        builder = builder
+            .unauthenticated_limits(keys.unauthenticated.unwrap_or(128), keys.unauthenticated_per_source.unwrap_or(16));
+    }
+    if keys.rekey_bytes.is_some() || keys.rekey_interval.is_some() {
+        let bytes = keys.rekey_bytes.map_or(usize::MAX, |size| size.as_usize());
+        builder = builder.rekey(bytes, keys.rekey_interval.unwrap_or(Duration::from_secs(3600)));
+    }
+    if !keys.trusted_proxies.is_empty() {
+        builder = builder.trusted_proxies(keys.trusted_proxies.join(","));
+    }
+    if keys.proxy_protocol {
+        builder = builder.proxy_protocol();
+    }
+    if keys.no_reverse {
+        builder = builder.no_reverse();
+    }
+    let builder = set(builder, keys.login_timeout, HubBuilder::login_timeout);
+    let builder = set(builder, keys.max_auth_attempts, HubBuilder::max_auth_attempts);
+    let builder = set(builder, keys.rejection_time, HubBuilder::rejection_time);
+    let builder = set(builder, keys.open_timeout, HubBuilder::open_timeout);
+    let builder = set(builder, keys.max_channels, HubBuilder::max_channels);
+    let builder = set(builder, keys.window.map(|size| size.as_u32()), HubBuilder::window);
+    let builder = set(builder, keys.max_unread.map(|size| size.as_usize()), HubBuilder::max_unread);
+    let builder = set(builder, keys.max_calls, HubBuilder::max_calls);
+    let builder = set(builder, keys.drain_timeout, HubBuilder::drain_timeout);
+    let policy = keys.tunnel_policy.map(|policy| match policy {
+        TunnelPolicy::Pool => dialback::TunnelPolicy::Pool,
+        TunnelPolicy::Replace => dialback::TunnelPolicy::Replace,
+        TunnelPolicy::Reject => dialback::TunnelPolicy::Reject,
+    });
+    let balance = keys.balance.map(|balance| match balance {
+        Balance::LeastBusy => dialback::Balance::LeastBusy,
+        Balance::RoundRobin => dialback::Balance::RoundRobin,
+    });
+    let builder = set(builder, policy, HubBuilder::tunnel_policy);
+    Ok((set(builder, balance, HubBuilder::balance), public))
+}
+
+/// Sets what was given.
+pub(crate) fn set<B, V>(builder: B, value: Option<V>, set: impl FnOnce(B, V) -> B) -> B {
+    match value {
+        Some(value) => set(builder, value),
+        None => builder,
+    }
+}
+
+fn authorizer(keys: &HubKeys) -> Result<AuthorizedKeys, Failure> {
+    let because = |error| Failure::because("the agents' keys cannot be used", &error);
+    let mut authorizer = match &keys.authorized_keys {
+        Some(path) => AuthorizedKeys::open(path).map_err(because)?,
+        None if keys.user_ca.is_some() => AuthorizedKeys::none(),
+        None => {
+            let text = "say which keys may be which agents: --authorized-keys FILE (with %u, one file for each agent), or --user-ca FILE";
+            return Err(Failure::usage(text));
+        }
+    };
+    if let Some(path) = &keys.user_ca {
+        authorizer = authorizer.trusted_user_ca_keys(path).map_err(because)?;
+    }
+    if let Some(path) = &keys.revoked_keys {
+        authorizer = authorizer.revoked_keys(path).map_err(because)?;
+    }
+    Ok(authorizer.accept_labels(keys.accept_labels.iter().cloned()))
+}
+
+async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Failure> {
+    let mut builder = Gateway::builder(hub);
+    if let Some(suffix) = &keys.gateway_suffix {
+        builder = builder.suffix(suffix);
+    }
+    if let Some(path) = &keys.policy {
+        let policy = PolicyFile::open(path).map_err(|error| Failure::because("the policy cannot be used", &error))?;
+        builder = builder.policy(policy);
+    }
+    builder = match (&keys.gateway_tls_cert, &keys.gateway_tls_key) {
+        (Some(certificates), Some(key)) => builder.tls(certificates, key),
+        (None, None) => builder,
+        _ => return Err(Failure::usage("--gateway-tls-cert and --gateway-tls-key go together")),
+    };
+    if let Some(path) = &keys.gateway_client_ca {
+        builder = builder.client_ca(path);
+    }
+    if keys.gateway_max_connections.is_some() || keys.gateway_max_calls_per_connection.is_some() {
+        builder = builder.max_connections(
+            keys.gateway_max_connections.unwrap_or(10_000),
+            keys.gateway_max_calls_per_connection.unwrap_or(1_000),
+        );
+    }
+    if keys.gateway_window.is_some() || keys.gateway_connection_window.is_some() {
+        builder = builder.window(
+            keys.gateway_window.map_or(4 << 20, |size| size.as_u32()),
+            keys.gateway_connection_window.map_or(16 << 20, |size| size.as_u32()),
+        );
+    }
+    let builder = set(builder, keys.gateway_max_calls_per_caller, |builder, n| builder.max_calls_per_caller(n));
+    let builder = set(builder, keys.gateway_max_header_list, |builder, size| builder.max_header_list(size.as_u32()));
+    let builder = set(builder, keys.gateway_max_held, |builder, size| builder.max_held(size.as_usize()));
+    let builder = set(builder, keys.gateway_stall_timeout, |builder, time| builder.stall_timeout(time));
+    let builder = set(builder, keys.gateway_max_duration, |builder, time| builder.max_duration(time));
+    let builder = set(builder, keys.gateway_idle_timeout, |builder, time| builder.idle_timeout(time));
+    builder.bind(address).await.map_err(|error| match error {
+        dialback::gateway::GatewayError::NeedsPolicy { address } => Failure::usage(format!(
+            "{address} is no loopback address, and without a policy everybody could call every agent: say who may call what with --policy FILE, or use --gateway 127.0.0.1:{}",
+            address.port()
+        )),
+        error => Failure::because("the gateway cannot start", &error),
+    })
+}
+
+impl Running {
+    fn agents(&self) -> String {
+        count(&self.hub)
+    }
+}
+
+fn count(hub: &Hub) -> String {
+    let mut ids: Vec<_> = hub.tunnels().iter().map(|tunnel| tunnel.agent_id().clone()).collect();
+    ids.sort();
+    ids.dedup();
+    format!("{} {} connected", ids.len(), if ids.len() == 1 { "agent" } else { "agents" })
+}
+
+impl Service<HubKeys> for Running {
+    /// It listens, and is not about to end.
+    fn readiness(&self) -> Readiness {
+        let (hub, is_draining) = (self.hub.clone(), self.is_draining.clone());
+        readiness(move || {
+            let draining = is_draining.load(Ordering::Relaxed);
+            let text = count(&hub);
+            async move { if draining { Err("it is about to end".into()) } else { Ok(text) } }
+        })
+    }
+
+    fn status(&self) -> String {
+        self.agents()
+    }
+
+    /// Files of keys, certificates and policy are followed anyway; the rest is set when a hub starts.
+    fn reload(&self, _: &Config<HubKeys>, changed: Vec<&'static Key>) -> Result<Vec<&'static Key>, Failure> {
+        Ok(changed)
+    }
+
+    async fn watch(&self) -> Result<(), Failure> {
+        let mut events = self.hub.events();
+        loop {
+            // The library logs them.
+            match events.next().await {
+                Ok(_) | Err(EventsError::Missed(_)) => notify::status(&self.agents()),
+                Err(error) => return Err(Failure::because("the hub has ended", &error)),
+            }
+        }
+    }
+
+    async fn shutdown(&self, grace: Duration) {
+        self.is_draining.store(true, Ordering::Relaxed);
+        let ends = Instant::now() + grace;
+        if let Some(gateway) = &self.gateway {
+            gateway.shutdown(grace).await;
+        }
+        self.hub.shutdown(ends.saturating_duration_since(Instant::now())).await;
+    }
+}
