@@ -17,6 +17,9 @@ fn generated_code_is_current() {
     let hub = protox::compile(["hub.proto"], [&proto]).unwrap();
     fs::write(fresh.path().join("dialback.v1.bin"), hub.encode_to_vec()).unwrap();
     tonic_prost_build::configure().out_dir(fresh.path()).compile_fds(hub).unwrap();
+    // An example describes this one.
+    let greeter = protox::compile(["greeter.proto"], [&proto]).unwrap();
+    fs::write(fresh.path().join("dialback.greeter.v1.bin"), greeter.encode_to_vec()).unwrap();
     // What goes through a tunnel is not copied on its way out of a frame.
     let tunnel = protox::compile(["grpctunnel.proto"], [&proto]).unwrap();
     let config = tonic_prost_build::configure().bytes(".").btree_map(".").build_transport(false);
