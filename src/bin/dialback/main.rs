@@ -3,6 +3,7 @@
 //! This program reads arguments and files, and prints; what a hub and an agent do is in the library.
 
 mod failure;
+mod format;
 
 use std::process::ExitCode;
 
