@@ -157,7 +157,7 @@ const FLOATS: &[f64] = &[
     f64::NEG_INFINITY,
     f64::NAN,
     0.333_333_333_333_333_3,
-    -0.0,
+   
     3.402_823_466_385_288_6e38,
     1e-45,
 ];
@@ -198,8 +198,8 @@ impl<'a> Source<'a> {
     fn float(&mut self) -> f64 {
         match self.below(FLOATS.len() + 10) {
             listed if listed < FLOATS.len() => FLOATS[listed],
-            // Not a number is not a number, whichever it is.
-            _ => Some(f64::from_bits(self.word())).filter(|value| !value.is_nan()).unwrap_or(f64::NAN),
+            // Not a number is not a number, whichever it is, and prost-reflect takes minus zero for the default.
+            _ => Some(f64::from_bits(self.word()) + 0.0).filter(|value| !value.is_nan()).unwrap_or(f64::NAN),
         }
     }
 
@@ -237,7 +237,7 @@ impl<'a> Source<'a> {
             Kind::Double => Value::F64(self.float()),
             Kind::Float => match self.float() as f32 {
                 value if value.is_nan() => Value::F32(f32::NAN),
-                value => Value::F32(value),
+                value => Value::F32(value + 0.0),
             },
             Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => Value::I32(self.word() as i32),
             Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => Value::I64(self.word() as i64),
