@@ -153,7 +153,13 @@ pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> V
     // A third of the letters may be wrong.
     let limit = (wanted.len() / 3).max(1);
     let mut found: Vec<_> = names
-        .map(|candidate| (distance(&wanted, &plain(candidate)), candidate))
+        .map(|candidate| {
+            let letters = plain(candidate);
+            let distance = distance(&wanted, &letters);
+            // Who typed the beginning meant it.
+            let begun = !wanted.is_empty() && letters.starts_with(&wanted);
+            (if begun { distance.min(limit) } else { distance }, candidate)
+        })
         .filter(|(distance, _)| *distance <= limit)
         .collect();
     found.sort();

@@ -30,6 +30,7 @@ mod write;
 mod xml;
 mod yaml;
 
+use std::fmt;
 use std::path::Path;
 
 use prost_reflect::{DynamicMessage, MessageDescriptor};
@@ -129,13 +130,21 @@ fn message_name(message: &DynamicMessage) -> String {
 /// Reads messages, each as soon as its last byte is there.
 ///
 /// After an error there is nothing more.
-#[derive(Debug)]
 pub(crate) struct Decoder {
     format: Format,
     descriptor: MessageDescriptor,
     input: Input,
     framing: Box<dyn Framing + Send>,
     failed: bool,
+}
+
+impl fmt::Debug for Decoder {
+    /// Without the descriptor, whose `Debug` does not end if the type holds itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { format, descriptor, failed, .. } = self;
+        let descriptor = descriptor.full_name();
+        f.debug_struct("Decoder").field("format", format).field("descriptor", &descriptor).field("failed", failed).finish()
+    }
 }
 
 impl Decoder {

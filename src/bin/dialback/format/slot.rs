@@ -6,7 +6,8 @@ use prost_reflect::{
 
 use super::error::{Problem, nearest};
 
-#[derive(Debug, Clone, PartialEq)]
+// No `Debug`: that of a descriptor does not end if the type holds itself.
+#[derive(Clone, PartialEq)]
 pub(super) enum Slot {
     Field(FieldDescriptor),
     Extension(ExtensionDescriptor),

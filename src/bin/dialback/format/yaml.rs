@@ -4,6 +4,7 @@
 //! nothing. What is written has quotes wherever a reader of YAML 1.1 or 1.2 would see something other than a string.
 //! A document without content is no message; an empty message is `{}`.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -76,8 +77,24 @@ fn has_content(line: &[u8]) -> bool {
     !matches!(line.trim_ascii_start().first(), None | Some(b'#'))
 }
 
-/// Reads one document. [`Node::at`] is the line and the column in `text`, which [`place`] makes a place of.
+/// A level of nesting takes tens of kilobytes of stack where nothing is optimised, which is more than a thread of the
+/// runtime has for [`MAX_DEPTH`] of them.
+const STACK: usize = 48 << 20;
+
+/// Reads one document, on a thread of its own. [`Node::at`] is the line and the column in `text`, which [`place`] makes a place of.
 pub(super) fn parse(text: &str, base: Place) -> Result<Node, FormatError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || parse_here(text, base));
+        let parsed = thread.map(std::thread::ScopedJoinHandle::join);
+        match parsed {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(FormatError::Syntax { place: base, what: "the YAML parser panicked".into() }),
+            Err(error) => Err(FormatError::Syntax { place: base, what: format!("no thread to parse on: {error}") }),
+        }
+    })
+}
+
+fn parse_here(text: &str, base: Place) -> Result<Node, FormatError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: MAX_DEPTH,
@@ -112,6 +129,31 @@ pub(super) fn place(base: Place, at: u64) -> Place {
 
 fn position(location: Location) -> u64 {
     location.line() << 32 | location.column()
+}
+
+thread_local! {
+    /// How deep the visitors are. The budget counts what is in the text, and not what aliases repeat of it.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// One more level, until it is dropped.
+struct Level;
+
+impl Level {
+    fn enter<E: serde::de::Error>() -> Result<Self, E> {
+        let depth = DEPTH.get() + 1;
+        if depth > MAX_DEPTH {
+            return Err(E::custom(format!("nested deeper than {MAX_DEPTH}")));
+        }
+        DEPTH.set(depth);
+        Ok(Self)
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
 }
 
 /// A document as serde sees it.
@@ -216,6 +258,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Tree, A::Error> {
+        let _level = Level::enter()?;
         let mut values = Vec::new();
         while let Some(value) = access.next_element()? {
             values.push(value);
@@ -224,6 +267,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Tree, A::Error> {
+        let _level = Level::enter()?;
         let mut entries = Vec::new();
         while let Some(entry) = access.next_entry()? {
             entries.push(entry);

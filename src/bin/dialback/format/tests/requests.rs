@@ -88,7 +88,7 @@ fn what_cannot_be_set_says_why() {
         ("f_string", "\"f_string\": expected FIELD=VALUE"),
         ("=x", "\"=x\": expected the name of a field"),
         ("m_text[a=x", "\"m_text[a=x\": expected FIELD=VALUE"),
-        ("f_strnig=x", "f_strnig: dialback.kinds.v1.Kinds has no field with this name, did you mean fString or rString?"),
+        ("f_strnig=x", "f_strnig: dialback.kinds.v1.Kinds has no field with this name, did you mean fString, cString or mString?"),
         ("f_nested.txt=x", "f_nested.txt: dialback.kinds.v1.Kinds.Nested has no field with this name, did you mean text?"),
         ("f_int32=x", "f_int32: expected an integer from -2147483648 to 2147483647, found \"x\""),
         ("f_string.x=y", "f_string.x: expected a message before the dot, found a string"),
@@ -97,7 +97,7 @@ fn what_cannot_be_set_says_why() {
         ("r_string[1]=y", "r_string[1]: expected an index from 0 to 0, found 1"),
         ("r_string[x]=y", "r_string[x]: expected an index, found \"x\""),
         ("f_color=BLUE", "f_color: the enum dialback.kinds.v1.Color has no value \"BLUE\""),
-        ("f_color=GREN", "f_color: the enum dialback.kinds.v1.Color has no value \"GREN\", did you mean GREEN or RED?"),
+        ("f_color=GREN", "f_color: the enum dialback.kinds.v1.Color has no value \"GREN\", did you mean GREEN?"),
         ("f_nested={\"txt\": 1}", "f_nested: txt: dialback.kinds.v1.Kinds.Nested has no field with this name, did you mean text?"),
         ("w_timestamp=today", "w_timestamp: expected a time such as 2006-01-02T15:04:05.000Z, found \"today\""),
     ] {

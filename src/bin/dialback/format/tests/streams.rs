@@ -28,7 +28,7 @@ fn a_message_comes_with_its_last_byte() {
     let xml = ["<Kinds>", "</Kinds", ">", "<Kinds/><Kinds", "/>\n"];
     assert_eq!(counts(Format::Xml, &xml), [0, 0, 1, 1, 1, 0]);
     assert_eq!(counts(Format::Text, &["f_int32: 1", "\u{1e}f_int32: 2\u{1e}", "\n"]), [0, 2, 0, 1]);
-    assert_eq!(counts(Format::Binary, &["\u{3}\u{18}\u{1}", "\u{50}\u{0}", "\u{0}"]), [0, 2, 1, 0]);
+    assert_eq!(counts(Format::Binary, &["\u{2}\u{18}", "\u{1}\u{0}", "\u{0}"]), [0, 2, 1, 0]);
 }
 
 #[test]
@@ -136,14 +136,13 @@ fn what_nests_too_deep_is_refused() {
         (Format::Json, format!("{}{}", "[".repeat(deep), "]".repeat(deep))),
         (Format::Json, format!("{{\"wList\":{}{}}}", "[".repeat(deep), "]".repeat(deep))),
         (Format::Yaml, format!("w_list: {}{}", "[".repeat(deep), "]".repeat(deep))),
-        (Format::Yaml, format!("r_nested: {}x", "- ".repeat(deep))),
+        (Format::Yaml, format!("w_list:\n{}x", "- ".repeat(deep))),
         (Format::Xml, format!("<Kinds>{}{}</Kinds>", "<f_self>".repeat(deep), "</f_self>".repeat(deep))),
         (Format::Text, format!("{}{}", "f_self{".repeat(deep), "}".repeat(deep))),
         (Format::Text, "w_any{[type.googleapis.com/google.protobuf.Any]{".repeat(deep)),
     ] {
         let error = decode(format, &kinds(), &input).unwrap_err().to_string();
-        let error = error.to_lowercase();
-        assert!(error.contains("deep") || error.contains("depth") || error.contains("nest"), "{format:?}: {error}");
+        assert!(error.contains("deep") || error.contains("depth") || error.contains("recursion"), "{format:?}: {error}");
     }
 }
 
@@ -201,8 +200,18 @@ fn an_alias_bomb_is_refused() {
     assert!(started.elapsed() < Duration::from_secs(60));
 }
 
-/// Each byte is looked at once or twice, however the input comes: four times the messages take about four times as
-/// long. That it be less than twelve times leaves room for a busy machine; the square would be sixteen.
+/// What nests deep only by its aliases is as deep.
+#[test]
+fn a_ladder_of_aliases_is_refused() {
+    let mut ladder = String::from("w_struct:\n  a0: &a0 [x]\n");
+    for step in 1..3000 {
+        ladder.push_str(&format!("  a{step}: &a{step} [*a{}]\n", step - 1));
+    }
+    assert!(decode(Format::Yaml, &kinds(), ladder).is_err());
+}
+
+/// Each byte is looked at once or twice, however the input comes: sixteen times the messages take about sixteen times
+/// as long. A hundred times leaves room for a busy machine; the square would be more than two hundred.
 #[test]
 fn a_long_stream_is_read_in_linear_time() {
     let message = read(Format::Json, "{\"fInt32\": 1, \"fString\": \"x\"}");
@@ -218,8 +227,8 @@ fn a_long_stream_is_read_in_linear_time() {
             };
             (0..3).map(|_| once(7) + once(input.len())).min().unwrap()
         };
-        let (short, long) = (time(1000), time(4000));
-        assert!(long < 12 * short, "{format:?}: {short:?}, {long:?}");
+        let (short, long) = (time(500), time(8000));
+        assert!(long < 100 * short, "{format:?}: {short:?}, {long:?}");
     }
 }
 
@@ -238,7 +247,7 @@ fn a_long_message_is_read_in_linear_time() {
             };
             (0..3).map(|_| once()).min().unwrap()
         };
-        let (short, long) = (time(10_000), time(40_000));
-        assert!(long < 12 * short, "{format:?}: {short:?}, {long:?}");
+        let (short, long) = (time(4_000), time(64_000));
+        assert!(long < 100 * short, "{format:?}: {short:?}, {long:?}");
     }
 }

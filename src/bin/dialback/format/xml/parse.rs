@@ -237,7 +237,12 @@ fn element(start: &BytesStart<'_>, at: usize) -> Result<Element, (usize, String)
     const MOST: usize = 16;
     let mut attributes: Vec<(String, String)> = Vec::new();
     for attribute in start.attributes().with_checks(false) {
-        let attribute = attribute.map_err(|error| (at, error.to_string()))?;
+        let attribute = attribute.map_err(|error| {
+            let text = error.to_string();
+            // Its position is in the tag.
+            let what = text.strip_prefix("position ").and_then(|rest| rest.split_once(": "));
+            (at, what.map_or(text.as_str(), |(_, what)| what).to_owned())
+        })?;
         let key = attribute.key.as_ref();
         let value = attribute.normalized_value(XmlVersion::Implicit1_0).map_err(|error| (at, error.to_string()))?;
         if attributes.len() == MOST {
