@@ -10,7 +10,7 @@ pub(super) fn resolve(descriptor: &MessageDescriptor, url: &str) -> Result<Messa
     let name = url.rsplit('/').next().unwrap_or_default();
     let pool = descriptor.parent_pool();
     pool.get_message_by_name(name).ok_or_else(|| {
-        let all: Vec<_> = pool.all_messages().collect();
+        let all: Vec<_> = pool.all_messages().filter(|message| !message.is_map_entry()).collect();
         Problem::UnknownType {
             name: name.to_owned(),
             nearest: nearest(name, all.iter().map(|message| message.full_name())),

@@ -116,8 +116,9 @@ fn parse_here(text: &str, base: Place) -> Result<Node, FormatError> {
             let what = error.to_string();
             // It says the place itself, as seen from the beginning of this document.
             let what = what.split(" at line ").next().unwrap_or_default();
-            let what = what.trim_start_matches("error: ").trim();
-            Err(FormatError::Syntax { place: place(base, position(location)), what: what.to_owned() })
+            // Nor is there a program to be changed by who gave the input.
+            let what = what.trim_start_matches("error: ").split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+            Err(FormatError::Syntax { place: place(base, position(location)), what: what.trim().to_owned() })
         }
     }
 }

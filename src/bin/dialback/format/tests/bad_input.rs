@@ -78,7 +78,7 @@ fn json() {
             ("{\"wAny\": {\"x\": 1}}", "line 1, column 11: wAny: expected \"@type\" beside the fields of a google.protobuf.Any, found none"),
             (
                 "{\"wAny\": {\"@type\": \"x/dialback.kinds.v1.Kind\"}}",
-                "line 1, column 20: wAny.@type: no message type \"dialback.kinds.v1.Kind\" is known here, did you mean dialback.kinds.v1.Kinds?",
+                "line 1, column 20: wAny.@type: no message type \"dialback.kinds.v1.Kind\" is known here, did you mean dialback.kinds.v1.Kinds or dialback.kinds.v1.Kinds.Nested?",
             ),
         ],
     );
@@ -89,19 +89,19 @@ fn yaml() {
     expect(
         Format::Yaml,
         &[
-            ("f_int32: 1\nf_strin: x\n", "line 2, column 1: f_strin: dialback.kinds.v1.Kinds has no field with this name, did you mean fString, cString or fSint32?"),
+            ("f_int32: 1\nf_strin: x\n", "line 2, column 1: f_strin: dialback.kinds.v1.Kinds has no field with this name, did you mean fString, cString or mString?"),
             ("f_int32: no\n", "line 1, column 10: f_int32: expected an integer from -2147483648 to 2147483647, found the string \"no\""),
             ("r_nested:\n- text: x\n- number: 1.5\n", "line 3, column 11: r_nested[1].number: expected an integer from -2147483648 to 2147483647, found the number 1.5"),
             ("f_bool: yes\n", "line 1, column 9: f_bool: expected true or false, found the string \"yes\""),
-            ("c_int32: 1\nc_string: x\n", "line 2, column 11: c_string: c_int32 is given too, and the oneof choice holds one of them"),
+            ("c_int32: 1\nc_string: x\n", "line 2, column 11: c_string: cInt32 is given too, and the oneof choice holds one of them"),
             ("- 1\n", "line 1, column 1: expected an object (dialback.kinds.v1.Kinds), found a list"),
-            ("f_nested: &a\n  children: [*a]\n", ""),
-            ("f_string: [\n", ""),
-            ("f_string: 'x\n", ""),
-            ("f_int32: 1\nf_int32: 2\n", ""),
-            ("f_int32: 1\n f_int64: 2\n", ""),
-            ("f_string: *nowhere\n", ""),
-            ("f_string: \"\\q\"\n", ""),
+            ("f_nested: &a\n  children: [*a]\n", "line 2, column 14: recursive references require weak recursion types"),
+            ("f_string: [\n", "line 1, column 11: unclosed bracket '['"),
+            ("f_string: 'x\n", "line 2, column 1: invalid indentation in multiline quoted scalar"),
+            ("f_int32: 1\nf_int32: 2\n", "line 2, column 1: duplicate mapping key: f_int32"),
+            ("f_int32: 1\n f_int64: 2\n", "line 2, column 9: mapping values are not allowed in this context"),
+            ("f_string: *nowhere\n", "line 1, column 11: alias references unknown anchor"),
+            ("f_string: \"\\q\"\n", "line 1, column 11: while parsing a quoted scalar, found unknown escape character"),
         ],
     );
 }
@@ -133,8 +133,8 @@ fn xml() {
             ("x<Kinds/>", "line 1, column 1: expected an element, found text"),
             ("</Kinds>", "line 1, column 1: an end tag without a start tag"),
             ("<Kinds><f_string>", "line 1, column 18: the element <f_string> is not closed"),
-            ("<Kinds><f_string></Kinds></f_string>", ""),
-            ("<Kinds><f_string x=1/></Kinds>", ""),
+            ("<Kinds><f_string></Kinds></f_string>", "line 1, column 18: ill-formed document: expected `</f_string>`, but `</Kinds>` was found"),
+            ("<Kinds><f_string x=1/></Kinds>", "line 1, column 8: attribute value must be enclosed in `\"` or `'`"),
             ("<Kinds a='1' a='2'/>", "line 1, column 1: the attribute a is given twice"),
         ],
     );
