@@ -7,7 +7,7 @@ use super::well_known::well_known;
 
 /// The message type that a type URL names, among those that came with the message's own.
 pub(super) fn resolve(descriptor: &MessageDescriptor, url: &str) -> Result<MessageDescriptor, Problem> {
-    let name = url.rsplit('/').next().unwrap_or_default();
+    let name = name(url);
     let pool = descriptor.parent_pool();
     pool.get_message_by_name(name).ok_or_else(|| {
         let all: Vec<_> = pool.all_messages().filter(|message| !message.is_map_entry()).collect();
@@ -16,6 +16,11 @@ pub(super) fn resolve(descriptor: &MessageDescriptor, url: &str) -> Result<Messa
             nearest: nearest(name, all.iter().map(|message| message.full_name())),
         }
     })
+}
+
+/// The name in a type URL.
+pub(super) fn name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
 }
 
 /// Whether the JSON of such a message inside of an `Any` is under the key `value`, as it is no object of its fields.
@@ -30,8 +35,7 @@ pub(super) fn parts(message: &DynamicMessage) -> (String, Vec<u8>) {
     (url.unwrap_or_default(), bytes.unwrap_or_default())
 }
 
-/// The message inside, if its type is known and the bytes are one that is all known.
+/// The message inside, if its type is known and the bytes are one.
 pub(super) fn payload(descriptor: &MessageDescriptor, url: &str, bytes: &[u8]) -> Option<DynamicMessage> {
-    let message = DynamicMessage::decode(resolve(descriptor, url).ok()?, bytes).ok()?;
-    Some(message)
+    DynamicMessage::decode(resolve(descriptor, url).ok()?, bytes).ok()
 }

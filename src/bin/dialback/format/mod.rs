@@ -143,7 +143,11 @@ impl fmt::Debug for Decoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { format, descriptor, failed, .. } = self;
         let descriptor = descriptor.full_name();
-        f.debug_struct("Decoder").field("format", format).field("descriptor", &descriptor).field("failed", failed).finish()
+        f.debug_struct("Decoder")
+            .field("format", format)
+            .field("descriptor", &descriptor)
+            .field("failed", failed)
+            .finish()
     }
 }
 

@@ -1,4 +1,4 @@
-//! From a message to the tree of its JSON, by the rules of protojson and with the choices that grpcurl makes.
+//! From a message to the tree of its JSON: protojson's rules, with the choices of grpcurl where the two differ.
 
 use prost_reflect::{DynamicMessage, Kind, ReflectMessage, Value};
 
@@ -30,7 +30,7 @@ fn write_message(message: &DynamicMessage, defaults: bool, depth: usize) -> Resu
     too_deep(depth, message)?;
     match well_known::well_known(&message.descriptor()) {
         Some(WellKnown::Any) => return write_any(message, defaults, depth),
-        Some(WellKnown::Timestamp | WellKnown::Duration | WellKnown::FieldMask) => {
+        Some(WellKnown::Timestamp | WellKnown::Duration) => {
             // One that is not valid has no text, and shows its fields: better than to show nothing of the answer.
             if let Some(text) = well_known::text(message) {
                 return Ok(Node::string(text));
@@ -52,7 +52,8 @@ fn write_message(message: &DynamicMessage, defaults: bool, depth: usize) -> Resu
                 _ => Ok(Data::Null.into()),
             };
         }
-        Some(WellKnown::Empty) | None => {}
+        // A field mask is an object with `paths`, as in grpcurl, though protojson has a string; both are read.
+        Some(WellKnown::FieldMask | WellKnown::Empty) | None => {}
     }
     let mut entries = Vec::new();
     for (slot, value) in Slot::of(message, defaults) {
@@ -105,7 +106,6 @@ fn write_plain(kind: &Kind, value: &Value, defaults: bool, depth: usize) -> Resu
         Value::F32(value) if value.is_finite() => Node::number(scalar::float_text(*value)),
         Value::F64(value) if value.is_finite() => Node::number(scalar::float_text(*value)),
         Value::EnumNumber(number) => match kind.as_enum() {
-            Some(descriptor) if descriptor.full_name() == "google.protobuf.NullValue" => Data::Null.into(),
             Some(descriptor) if descriptor.get_value(*number).is_some() => text(),
             _ => Node::number(number),
         },
@@ -123,12 +123,19 @@ fn write_any(message: &DynamicMessage, defaults: bool, depth: usize) -> Result<N
         Some(payload) if any::has_value(&payload.descriptor()) => {
             entries.push(entry("value", write_message(&payload, defaults, depth + 1)?));
         }
-        Some(payload) => match write_message(&payload, defaults, depth + 1)?.data {
-            Data::Map(fields) => entries.extend(fields),
-            _ => unreachable!("only the well-known types are no objects"),
-        },
-        // As grpcurl does where the server's reflection does not know the type.
-        None => entries.push(entry("@value", Node::string(scalar::to_base64(&bytes)))),
+        Some(payload) => {
+            if let Data::Map(mut fields) = write_message(&payload, defaults, depth + 1)?.data {
+                // By name and not by number, as grpcurl does in this one place.
+                fields.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+                entries.extend(fields);
+            }
+        }
+        None => {
+            let name = any::name(&url);
+            let what = format!("{name} is not recognized; see @value for raw binary message data");
+            entries.push(entry("@error", Node::string(what)));
+            entries.push(entry("@value", Node::string(scalar::to_base64(&bytes))));
+        }
     }
     Ok(Data::Map(entries).into())
 }

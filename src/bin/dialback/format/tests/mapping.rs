@@ -41,14 +41,19 @@ fn json_is_what_grpcurl_prints() {
     "false": 2,
     "true": 1
   },
-  "cNull": null,
+  "cNull": "NULL_VALUE",
   "wAny": {
     "@type": "type.googleapis.com/google.protobuf.Duration",
     "value": "1s"
   },
   "wTimestamp": "2006-01-02T14:04:05.120Z",
   "wDuration": "-0.000001s",
-  "wFieldMask": "a.bC,d",
+  "wFieldMask": {
+    "paths": [
+      "a.b_c",
+      "d"
+    ]
+  },
   "wValue": [
     null,
     {
@@ -61,8 +66,8 @@ fn json_is_what_grpcurl_prints() {
   "rAny": [
     {
       "@type": "x/dialback.kinds.v1.Kinds.Nested",
-      "text": "t",
-      "number": 1
+      "number": 1,
+      "text": "t"
     },
     {}
   ],
@@ -86,10 +91,16 @@ fn defaults_are_those_of_grpcurl() {
 /// A float is one in every format: with the digits that a float has.
 #[test]
 fn floats_are_no_doubles() {
-    let message = read(Format::Json, r#"{"fFloat": 0.1, "rFloat": [3.4028235e38, 1.4e-45, 16777216], "mSint32": {"1": 0.3}, "wFloat": 0.7}"#);
+    let message = read(
+        Format::Json,
+        r#"{"fFloat": 0.1, "rFloat": [3.4028235e38, 1.4e-45, 16777216], "mSint32": {"1": 0.3}, "wFloat": 0.7}"#,
+    );
     for format in [Format::Json, Format::Yaml, Format::Xml, Format::Text] {
         let text = encode(format, &message);
-        assert!(!text.contains("0.10000000149") && !text.contains("0.30000001") && !text.contains("0.699999"), "{text}");
+        assert!(
+            !text.contains("0.10000000149") && !text.contains("0.30000001") && !text.contains("0.699999"),
+            "{text}"
+        );
         for digits in ["0.1", "3.4028235e", "0.3", "0.7"] {
             assert!(text.contains(digits), "{text}");
         }
@@ -165,7 +176,9 @@ f_bytes: !!binary AP8=
 ? o_string
 : null
 ...
-".replace("  - {text: |-\n      x, number: 3}\n", "  - {text: x, number: 3}\n").as_str(),
+"
+        .replace("  - {text: |-\n      x, number: 3}\n", "  - {text: x, number: 3}\n")
+        .as_str(),
     );
     let expected = concat!(
         r#"{"fDouble":"Infinity","fFloat":0.1,"fInt32":31,"fInt64":"9007199254740993","fUint64":"18446744073709551615","fString":"no","#,
@@ -235,7 +248,8 @@ fn xml_of_other_people_is_read() {
   <o_string></o_string>
 </Kinds>",
     );
-    let expected = r#"{"fInt32":5,"fString":" a\u003cb\u003e\u0026A\n'\n ","fBytes":"AP8=","fColor":"GREEN","oString":""}"#;
+    let expected =
+        r#"{"fInt32":5,"fString":" a\u003cb\u003e\u0026A\n'\n ","fBytes":"AP8=","fColor":"GREEN","oString":""}"#;
     assert_eq!(json(&message), expected);
 }
 
@@ -322,12 +336,21 @@ w_any: { [ type.googleapis.com / google.protobuf.Duration ] { seconds: 1 } }
 fn json_of_other_people_is_read() {
     for (input, expected) in [
         (r#"{"fInt32": 1.0, "fInt64": 1e3, "fUint32": "7"}"#, r#"{"fInt32":1,"fInt64":"1000","fUint32":7}"#),
-        (r#"{"fInt32": null, "rInt32": null, "wAny": null, "wValue": null, "cNull": null}"#, r#"{"cNull":null,"wValue":null}"#),
+        (
+            r#"{"fInt32": null, "rInt32": null, "wAny": null, "wValue": null, "cNull": null}"#,
+            r#"{"cNull":"NULL_VALUE","wValue":null}"#,
+        ),
         (r#"{"fDouble": "1.5", "fFloat": "-Infinity"}"#, r#"{"fDouble":1.5,"fFloat":"-Infinity"}"#),
         (r#"{"fColor": "1", "fString": "\ud83d\ude00\/\b"}"#, r#"{"fString":"😀/\b","fColor":"RED"}"#),
         (r#"{"some_name": "x", "wEmpty": {}, "cEmpty": {}}"#, r#"{"cEmpty":{},"wEmpty":{},"someOtherName":"x"}"#),
-        (r#"{"wTimestamp": {"seconds": 1}, "wDuration": {"nanos": 5}}"#, r#"{"wTimestamp":"1970-01-01T00:00:01Z","wDuration":"0.000000005s"}"#),
-        (r#"{"wTimestamp": {"nanos": -5}, "wFieldMask": {"paths": ["Foo"]}}"#, r#"{"wTimestamp":{"nanos":-5},"wFieldMask":{"paths":["Foo"]}}"#),
+        (
+            r#"{"wTimestamp": {"seconds": 1}, "wDuration": {"nanos": 5}}"#,
+            r#"{"wTimestamp":"1970-01-01T00:00:01Z","wDuration":"0.000000005s"}"#,
+        ),
+        (
+            r#"{"wTimestamp": {"nanos": -5}, "wFieldMask": {"paths": ["Foo"]}}"#,
+            r#"{"wTimestamp":{"nanos":-5},"wFieldMask":{"paths":["Foo"]}}"#,
+        ),
     ] {
         assert_eq!(json(&read(Format::Json, input)), expected, "{input}");
     }

@@ -129,22 +129,3 @@ fn same_in_pieces(
     }
     Ok(())
 }
-
-#[test]
-fn dump_for_go() {
-    use std::io::Write;
-    let mut out = std::fs::File::create("/tmp/f-go/in.bin").unwrap();
-    let mut json = std::fs::File::create("/tmp/f-go/ours.txt").unwrap();
-    let mut jsond = std::fs::File::create("/tmp/f-go/ours-defaults.txt").unwrap();
-    let mut state = 12345_u64;
-    for _ in 0..3000 {
-        let bytes: Vec<u8> = (0..400).map(|_| { state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); (state >> 33) as u8 }).collect();
-        let message = Source::new(&bytes).message(&kinds(), 0);
-        out.write_all(&encode_bytes(Format::Binary, &message)).unwrap();
-        let message = decode(Format::Binary, &kinds(), encode_bytes(Format::Binary, &message)).unwrap();
-        json.write_all(&encode_bytes(Format::Json, &message)).unwrap();
-        json.write_all(b"%%\n").unwrap();
-        jsond.write_all(&Encoder::new(Format::Json, true).encode(&message).unwrap()).unwrap();
-        jsond.write_all(b"%%\n").unwrap();
-    }
-}

@@ -24,7 +24,10 @@ fn counts(format: Format, pieces: &[&str]) -> Vec<usize> {
 fn a_message_comes_with_its_last_byte() {
     assert_eq!(counts(Format::Json, &["{\"fInt32\":1", "}", "{}{}", "\n{", "}"]), [0, 1, 2, 0, 1, 0]);
     assert_eq!(counts(Format::Ndjson, &["{}", "\n{}\n\n", "{}"]), [0, 2, 0, 1]);
-    assert_eq!(counts(Format::Yaml, &["f_int32: 1\n", "--", "-\n", "f_int32: 2\n", "...\n", "{}\n"]), [0, 0, 1, 0, 1, 0, 1]);
+    assert_eq!(
+        counts(Format::Yaml, &["f_int32: 1\n", "--", "-\n", "f_int32: 2\n", "...\n", "{}\n"]),
+        [0, 0, 1, 0, 1, 0, 1]
+    );
     let xml = ["<Kinds>", "</Kinds", ">", "<Kinds/><Kinds", "/>\n"];
     assert_eq!(counts(Format::Xml, &xml), [0, 0, 1, 1, 1, 0]);
     assert_eq!(counts(Format::Text, &["f_int32: 1", "\u{1e}f_int32: 2\u{1e}", "\n"]), [0, 2, 0, 1]);
@@ -75,7 +78,8 @@ fn a_place_is_counted_from_the_beginning_of_the_stream() {
     let (messages, error) = decode_pieces(Format::Json, &kinds(), [&b"{}\n{}\n  {\"f_int32\":\n \"x\"}"[..]]);
     assert_eq!(messages.len(), 2);
     assert!(error.unwrap().to_string().starts_with("line 4, column 2: f_int32: "));
-    let (messages, error) = decode_pieces(Format::Yaml, &kinds(), [&b"f_int32: 1\n---\nf_int32: 2\n---\n\nf_int32: x\n"[..]]);
+    let (messages, error) =
+        decode_pieces(Format::Yaml, &kinds(), [&b"f_int32: 1\n---\nf_int32: 2\n---\n\nf_int32: x\n"[..]]);
     assert_eq!(messages.len(), 2);
     assert!(error.unwrap().to_string().starts_with("line 6, column 10: f_int32: "));
 }
@@ -142,7 +146,10 @@ fn what_nests_too_deep_is_refused() {
         (Format::Text, format!("w_any{{{}", "[type.googleapis.com/google.protobuf.Any]{".repeat(deep))),
     ] {
         let error = decode(format, &kinds(), &input).unwrap_err().to_string();
-        assert!(error.contains("deep") || error.contains("depth") || error.contains("recursion"), "{format:?}: {error}");
+        assert!(
+            error.contains("deep") || error.contains("depth") || error.contains("recursion"),
+            "{format:?}: {error}"
+        );
     }
 }
 
