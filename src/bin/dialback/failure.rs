@@ -6,6 +6,7 @@
 //! | 1 | it did not work: the message says why, and what to do |
 //! | 64 | wrong arguments, or a wrong configuration (`EX_USAGE`) |
 //! | 64 + n | a call ended with the gRPC code n, as with grpcurl |
+//! | 130 | Ctrl-C |
 
 use std::fmt;
 use std::io::Write;
@@ -13,6 +14,8 @@ use std::process::ExitCode;
 
 const GENERAL: u8 = 1;
 const USAGE: u8 = 64;
+/// What a shell says of a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
 
 /// Why the command failed.
 #[derive(Debug)]
@@ -60,6 +63,16 @@ impl Failure {
     /// A call ended with a status that is not OK, which was printed.
     pub(crate) fn call(code: tonic::Code) -> Self {
         Self { code: USAGE + code as u8, message: Message::Silent }
+    }
+
+    /// Ctrl-C has ended it, and everybody knows.
+    pub(crate) fn interrupted() -> Self {
+        Self { code: INTERRUPTED, message: Message::Silent }
+    }
+
+    /// It did not work, and what there was to say was printed.
+    pub(crate) fn told() -> Self {
+        Self { code: GENERAL, message: Message::Silent }
     }
 
     /// Says it on stderr (on stdout what was asked for, as help), and gives the exit code.

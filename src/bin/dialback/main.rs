@@ -4,10 +4,11 @@
 
 mod failure;
 mod format;
+mod grpc;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::failure::Failure;
 
@@ -20,19 +21,44 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Call a method.
+    Call(grpc::CallArgs),
+    /// List services, or the methods of one.
+    List(grpc::ListArgs),
+    /// Show services, methods, messages and enums as .proto source.
+    Describe(grpc::DescribeArgs),
+    /// Ask whether a server is ready to serve.
+    Health(grpc::HealthArgs),
+}
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = grpc::double_dashes(&Cli::command(), std::env::args_os());
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return Failure::from(error).report(),
     };
-    match run(cli) {
+    match wait_for(run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
-    match cli.command {}
+async fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Call(args) => grpc::call(args).await,
+        Command::List(args) => grpc::list(args).await,
+        Command::Describe(args) => grpc::describe(args).await,
+        Command::Health(args) => grpc::health(args).await,
+    }
+}
+
+/// Runs a command to its end.
+fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::because("no threads can be had", &error))?;
+    let result = runtime.block_on(command);
+    // Nothing that is left over may hold up the end.
+    runtime.shutdown_background();
+    result
 }

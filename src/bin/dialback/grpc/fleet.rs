@@ -1,0 +1,35 @@
+//! The agents of a hub, asked of its gateway when a call to one has failed.
+
+use std::time::Duration;
+
+use dialback::gateway::proto::{ListAgentsRequest, hub_client::HubClient};
+use tonic::{Code, Request};
+
+use super::session::Session;
+
+/// The advice must not take longer than the failure.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What there is to say about a status of a gateway: that the agent is not there, and which ones are. None if the gateway
+/// does not tell, or if it was not about the agent.
+pub(super) async fn advice(session: &Session, agent: Option<&str>, code: Code) -> Option<String> {
+    if !matches!(code, Code::NotFound | Code::Unavailable | Code::InvalidArgument) {
+        return None;
+    }
+    let mut request = Request::new(ListAgentsRequest {});
+    *request.metadata_mut() = session.metadata.for_gateway();
+    let mut hub = HubClient::new(session.connection.channel());
+    let asked = tokio::time::timeout(PATIENCE, hub.list_agents(request)).await;
+    let agents = asked.ok()?.ok()?.into_inner().agents;
+    let ids: Vec<_> = agents.into_iter().map(|agent| agent.id).collect();
+    let there = match ids.as_slice() {
+        [] => "no agent is connected".to_owned(),
+        ids => format!("connected are {}", super::output::printable(&ids.join(", "))),
+    };
+    match agent {
+        Some(agent) if ids.iter().any(|id| id == agent) => None,
+        Some(agent) => Some(format!("the gateway has no agent {agent}: {there}")),
+        None if code == Code::InvalidArgument => Some(format!("pass --agent ID: {there}")),
+        None => None,
+    }
+}
