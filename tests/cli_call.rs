@@ -390,10 +390,13 @@ async fn client_certificates_are_shown() {
 async fn what_is_no_grpc_server_is_said_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let app = axum::Router::new();
-    let web = tokio::spawn(async move { axum::serve(listener, app).await });
+    let web = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await.unwrap();
+    });
     run(&["list", "-plaintext", &address]).await.fails(1, &["HTTP/1.1", "HTTP/2"]);
-    web.abort();
+    web.await.unwrap();
 
     run(&["list", "-plaintext", "127.0.0.1:1"]).await.fails(1, &["127.0.0.1:1", "refused", "is the server running"]);
     let unknown = run(&["list", "-plaintext", "there-is-no-such-name.invalid:1"]).await;
@@ -447,7 +450,7 @@ async fn agents_are_called_through_a_gateway() {
     let with_files = [&["--agent", "laptop-2"], &FILES[..]].concat();
     call(&with_files, UNARY).await.fails(69, &["Code: NotFound", "no agent laptop-2", &expected]);
     call(&FILES, UNARY).await.fails(67, &["Code: InvalidArgument", "pass --agent ID", &expected]);
-    call(&["--agent", "No Id"], UNARY).await.fails(67, &["dialback-agent"]);
+    call(&["--agent", "No Id"], UNARY).await.fails(64, &["--agent No Id"]);
     server.abort();
 }
 
