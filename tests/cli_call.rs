@@ -485,3 +485,41 @@ fn policy_for(token: &str) -> String {
          [[allow]]\ncallers = [\"ci\"]\nagents = [\"*\"]\nmethods = [\"*\"]\n"
     )
 }
+
+#[tokio::test]
+async fn requests_and_responses_have_their_formats() {
+    let (_server, address) = start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let json = "{\n  \"fInt32\": 7,\n  \"fString\": \"a\"\n}\n";
+    let yaml = write("request.yaml", "fInt32: 7\nfString: a\n");
+    let text = write("request.textproto", "f_int32: 7 f_string: \"a\"");
+    // The response is JSON, whatever the request was, unless --format says otherwise.
+    for file in [&yaml, &text] {
+        assert_eq!(run(&["call", "-plaintext", "-f", file, &address, UNARY]).await.text(), json, "{file}");
+    }
+    let call = async |format: &str, stdin: &str| {
+        let call = ["call", "-plaintext", "--format", format, "-d", "@", &address, UNARY];
+        run_with(&call, stdin).await.text()
+    };
+    let xml =
+        run(&["call", "-plaintext", "--format", "xml", "--request-format", "json", "-d", json, &address, UNARY]).await;
+    let xml = xml.text();
+    assert!(xml.contains("<f_int32>7</") || xml.contains("<fInt32>7</"), "{xml}");
+    assert_eq!(call("xml", &xml).await, xml);
+    assert_eq!(call("yaml", "fInt32: 7\n").await, "fInt32: 7\n");
+    let line = "{\"fInt32\":7,\"fString\":\"a\"}\n";
+    assert_eq!(call("ndjson", line).await, line);
+    for format in ["json", "yaml", "xml", "text", "ndjson"] {
+        let sample = ["call", "-plaintext", "--sample", "--format", format, &address, "dialback.kinds.v1.Probe/Fail"];
+        let sample = run(&sample).await.text();
+        let call = ["call", "-plaintext", "--format", format, "-d", "@", &address, "dialback.kinds.v1.Probe/Fail"];
+        // A sample can be sent as it is: the status that it names is OK, or is none.
+        let answer = run_with(&call, &sample).await;
+        assert!(answer.code >= 64 || answer.code == 0, "{format}: {answer:?}\n{sample}");
+    }
+}
