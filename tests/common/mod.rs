@@ -4,6 +4,8 @@
 
 pub mod bulk;
 pub mod child;
+#[cfg(feature = "cli")]
+pub mod command;
 pub mod echo;
 pub mod egress;
 pub mod faults;
@@ -12,6 +14,8 @@ pub mod gateway;
 pub mod grpctunnel;
 #[cfg(feature = "gateway")]
 pub mod http2;
+#[cfg(feature = "cli")]
+pub mod kinds;
 pub mod mirror;
 pub mod netns;
 pub mod openssh;

@@ -95,6 +95,24 @@ fn build_go_peers() -> Result<PathBuf, String> {
     Ok(dir)
 }
 
+/// The real `grpcurl`, built with the Go toolchain from the version that `tests/peers/go` pins. If it cannot be had, the test
+/// is to be skipped.
+pub fn grpcurl() -> Option<PathBuf> {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    // The toolchain and all modules are there once this is.
+    let dir = go_peer("laptop")?.parent().expect("a directory").to_owned();
+    BUILT.get_or_init(|| {
+        let lock = File::create(dir.join(".lock")).expect("target can be written to");
+        lock.lock().expect("a file can be locked");
+        let mut go = std::process::Command::new("go");
+        go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/go"));
+        go.args(["build", "-buildvcs=false", "-o"]).arg(format!("{}/", dir.display()));
+        let built = go.arg("github.com/fullstorydev/grpcurl/cmd/grpcurl").output().expect("go runs");
+        assert!(built.status.success(), "grpcurl does not build:\n{}", String::from_utf8_lossy(&built.stderr));
+    });
+    Some(dir.join("grpcurl"))
+}
+
 /// A key made by `ssh-keygen` in `dir`: the private key's file, and the public key as an OpenSSH line.
 pub fn ssh_keygen(dir: &Path, name: &str, kind: &str) -> (PathBuf, String) {
     let file = dir.join(name);

@@ -41,7 +41,7 @@ enum Command {
     List(grpc::ListArgs),
     /// Show services, methods, messages and enums as .proto source.
     Describe(grpc::DescribeArgs),
-    /// Ask whether a server is ready to serve.
+    /// Ask whether a server is ready to serve: exits with 0 only if it is.
     Health(grpc::HealthArgs),
     /// See step by step whether an agent would reach its hub, and what to do if not.
     Check(check::CheckArgs),

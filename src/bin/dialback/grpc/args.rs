@@ -7,33 +7,42 @@ use clap::Args;
 
 use crate::format::Format;
 
-/// What follows the help of every command here.
-const ABOUT_ADDRESSES: &str = "\
-ADDRESS is HOST:PORT, a URL (http:// is without TLS), or unix:PATH. It may be left out where --gateway or
-DIALBACK_GATEWAY says it, and for `list` and `describe` where files say the schema.
+/// Examples, and what every command here has in common.
+macro_rules! notes {
+    ($examples:literal) => {
+        concat!(
+            "Examples:\n",
+            $examples,
+            "
+ADDRESS is HOST:PORT, a URL (http:// is without TLS) or unix:PATH. It may be left out where
+--gateway or DIALBACK_GATEWAY says it, and for `list` and `describe` where files say the schema.
 Flags may be written with one dash, as grpcurl has them: -plaintext, -max-time 3.
 
 Environment:
-  DIALBACK_TOKEN  sent as `authorization: Bearer TOKEN`, so that it need not be among the arguments
+  DIALBACK_TOKEN  sent as `authorization: Bearer TOKEN`, so that it need be in no argument
 
-Exit codes: 0 done; 1 it did not work; 64 wrong arguments; 64 + N the call ended with the gRPC code N; 130 Ctrl-C.";
+Exit codes:
+  0 done, 1 it did not work, 64 wrong arguments, 130 Ctrl-C,
+  64 + N the call ended with the gRPC code N"
+        )
+    };
+}
 
 /// Arguments of `call`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "dialback call [OPTIONS] [ADDRESS] METHOD",
-    after_help = "Examples:
-  dialback call -plaintext -d '{\"name\": \"ann\"}' localhost:50051 greeter.v1.Greeter/SayHello
-  dialback call --agent laptop-1 --gateway http://127.0.0.1:8080 -f request.yaml greeter.v1.Greeter/SayHello
+    after_help = notes!(
+        "  dialback call -plaintext -d '{\"name\": \"ann\"}' localhost:50051 greeter.v1.Greeter/SayHello
+  dialback call --agent laptop-1 --gateway http://hub:8080 -f hello.yaml greeter.v1.Greeter/SayHello
   dialback call -plaintext -d @ localhost:50051 chat.v1.Chat/Talk
   dialback call -plaintext --sample --format yaml localhost:50051 greeter.v1.Greeter/SayHello
-
-Run `dialback call --help` for more.",
-    after_long_help = ABOUT_ADDRESSES
+"
+    )
 )]
 pub(crate) struct CallArgs {
     /// Where the server is
-    #[arg(value_name = "ADDRESS", hide_short_help = true)]
+    #[arg(value_name = "ADDRESS")]
     pub(super) first: Option<String>,
     /// What to call: package.Service/Method or package.Service.Method
     #[arg(value_name = "METHOD")]
@@ -55,7 +64,7 @@ pub(crate) struct CallArgs {
     #[arg(long, value_enum, default_value_t = Format::Json, help_heading = "Request")]
     pub(super) format: Format,
     /// Format of the request, if it is another
-    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Request")]
+    #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true, help_heading = "Request")]
     pub(super) request_format: Option<Format>,
     /// Passes over fields that the schema does not have
     #[arg(long, help_heading = "Request")]
@@ -68,7 +77,7 @@ pub(crate) struct CallArgs {
     #[arg(long, help_heading = "Output")]
     pub(super) format_error: bool,
     /// Tells on stderr of the method, the metadata and the counts; twice, of sizes and times
-    #[arg(short, action = clap::ArgAction::Count, help_heading = "Output")]
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Output")]
     pub(super) verbose: u8,
     /// Longest response message, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Output")]
@@ -86,13 +95,12 @@ pub(crate) struct CallArgs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "dialback list [OPTIONS] [ADDRESS] [SERVICE]",
-    after_help = "Examples:
-  dialback list -plaintext localhost:50051
+    after_help = notes!(
+        "  dialback list -plaintext localhost:50051
   dialback list -plaintext localhost:50051 greeter.v1.Greeter
   dialback list -proto greeter.proto
-
-Run `dialback list --help` for more.",
-    after_long_help = ABOUT_ADDRESSES
+"
+    )
 )]
 pub(crate) struct ListArgs {
     /// Where the server is
@@ -114,13 +122,12 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "dialback describe [OPTIONS] [ADDRESS] [SYMBOL]",
-    after_help = "Examples:
-  dialback describe -plaintext localhost:50051
+    after_help = notes!(
+        "  dialback describe -plaintext localhost:50051
   dialback describe -plaintext localhost:50051 greeter.v1.HelloRequest
   dialback describe -proto greeter.proto --sample --format yaml greeter.v1.HelloRequest
-
-Run `dialback describe --help` for more.",
-    after_long_help = ABOUT_ADDRESSES
+"
+    )
 )]
 pub(crate) struct DescribeArgs {
     /// Where the server is
@@ -149,14 +156,11 @@ pub(crate) struct DescribeArgs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "dialback health [OPTIONS] [ADDRESS] [SERVICE]",
-    after_help = "Exits with 0 only if the answer is SERVING.
-
-Examples:
-  dialback health -plaintext localhost:50051
+    after_help = notes!(
+        "  dialback health -plaintext localhost:50051
   dialback health -plaintext --watch localhost:50051 greeter.v1.Greeter
-
-Run `dialback health --help` for more.",
-    after_long_help = ABOUT_ADDRESSES
+"
+    )
 )]
 pub(crate) struct HealthArgs {
     /// Where the server is
@@ -233,7 +237,7 @@ pub(super) struct MetadataArgs {
 #[command(next_help_heading = "Connection")]
 pub(super) struct ServerArgs {
     /// A hub's gateway, in place of ADDRESS
-    #[arg(long, value_name = "ADDRESS", env = "DIALBACK_GATEWAY")]
+    #[arg(long, value_name = "ADDRESS", env = "DIALBACK_GATEWAY", hide_env_values = true)]
     pub(super) gateway: Option<String>,
     /// Without TLS
     #[arg(long)]

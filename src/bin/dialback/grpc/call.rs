@@ -17,15 +17,15 @@ use tonic::{Code, Request, Status};
 
 use super::args::CallArgs;
 use super::codec::Encoded;
-use super::input::{Requests, Source};
+use super::input::{self, Requests, Source};
 use super::metadata::lines;
 use super::output::{Output, print};
 use super::progress::Progress;
 use super::schema::{Schema, Symbol, Unknown, may_hold_any, nearest, perhaps};
-use super::session::{Session, in_time, no_server, or_interrupted, schema_of_files};
+use super::session::{Deadline, Session, in_time, no_server, or_interrupted, schema_of_files};
 use super::{fleet, print as proto, status, target};
 use crate::failure::Failure;
-use crate::format::{self, Encoder};
+use crate::format::{self, Encoder, Format};
 
 /// Runs `dialback call`.
 pub(crate) async fn call(args: CallArgs) -> Result<(), Failure> {
@@ -37,8 +37,15 @@ pub(crate) async fn call(args: CallArgs) -> Result<(), Failure> {
         return sample(&args, &find(&mut schema, service, method).await?);
     }
     let target = target.ok_or_else(no_server)?;
+    // What can be wrong without a server is found before there is one.
+    let format = input::format(&args)?;
+    let source = Source::of(&args)?;
     let session = or_interrupted(Session::open(target, &args.metadata, &args.server)).await?;
-    session.during(async |session| Call { args: &args, session }.run(service, method).await).await
+    let work = async |session: &Session| {
+        let call = Call { args: &args, session };
+        call.run(service, method, source, format).await
+    };
+    session.during(work).await
 }
 
 /// `service/method` or `service.method`.
@@ -85,7 +92,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn run(self, service: &str, method: &str) -> Result<(), Failure> {
+    async fn run(self, service: &str, method: &str, source: Source, format: Format) -> Result<(), Failure> {
         let began = Instant::now();
         let args = self.args;
         let mut schema = self.session.schema(&args.schema)?;
@@ -101,14 +108,13 @@ impl Call<'_> {
             return sample(args, &method);
         }
         let mut input = method.input();
-        let source = Source::of(args)?;
         if may_hold_any(&input) && !matches!(source, Source::Nothing) {
             let text = if let Source::Bytes(bytes) = &source { bytes.as_slice() } else { &[] };
             schema.learn_for_any(text).await;
             input = schema.message(input.full_name()).unwrap_or(input);
         }
         let typing = matches!(source, Source::Stdin) && std::io::stdin().is_terminal();
-        let mut requests = Requests::new(args, source, input)?;
+        let mut requests = Requests::new(source, format, &args.set, input)?;
         let known = began.elapsed();
 
         let progress = if method.is_server_streaming() { Progress::of_stream(typing) } else { Progress::none() };
@@ -191,9 +197,7 @@ impl Call<'_> {
         *request.metadata_mut() = self.session.metadata.call.clone();
         self.verbose(1, || format!("\nRequest metadata to send:\n{}", lines(request.metadata())));
         let work = self.converse(method, request, schema, output, received);
-        let Some(deadline) = self.session.deadline else { return work.await };
-        let status = Status::deadline_exceeded(format!("not done within {:?} (-max-time)", deadline.limit));
-        tokio::time::timeout_at(deadline.at, work).await.unwrap_or(Ok(Some(status)))
+        Deadline::or_status(self.session.deadline, work).await.unwrap_or_else(|status| Ok(Some(status)))
     }
 
     async fn converse(
@@ -212,7 +216,7 @@ impl Call<'_> {
             return Ok(Some(Status::unavailable(format!("the connection to {server} is lost: {error}"))));
         }
         if let Some(deadline) = self.session.deadline {
-            request.set_timeout(deadline.at.saturating_duration_since(tokio::time::Instant::now()));
+            request.set_timeout(deadline.told());
         }
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         let path = path.parse().map_err(|_| Failure::new(format!("{path} cannot be a method's name")))?;

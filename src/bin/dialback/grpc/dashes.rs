@@ -101,7 +101,7 @@ mod tests {
             (&["call", "-d", "-plaintext"], &["call", "--data=-plaintext"]),
             (&["call", "-d", "@"], &["call", "--data=@"]),
             (&["call", "-H", "a: -b", "-vv"], &["call", "--header=a: -b", "-vv"]),
-            (&["call", "-plaintext=false", "-v=true"], &["call", "-v"]),
+            (&["call", "-plaintext=false", "-v=true"], &["call", "--verbose"]),
             (&["call", "-use-reflection", "x"], &["call", "--use-reflection", "x"]),
             (&["call", "-use-reflection=false"], &["call", "--use-reflection=false"]),
             (&["call", "-msg-template", "--", "-d"], &["call", "--sample", "--", "-d"]),

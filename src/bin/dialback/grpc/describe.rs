@@ -54,8 +54,9 @@ async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) 
             }
             Err(why) => return Err(Failure::new(format!("{name} cannot be described: {why}"))),
         };
+        let full_name = proto::full_name(&symbol);
         let (symbol, kind) = named(symbol);
-        let text = format!("{} is {kind}:\n{}\n", proto::full_name(&symbol), proto::source(&symbol));
+        let text = format!("{full_name} is {kind}:\n{}\n", proto::source(&symbol));
         print(printable(&text).as_bytes())?;
         if let (true, Symbol::Message(message)) = (args.sample, &symbol) {
             let sample = format::sample(message, args.format);

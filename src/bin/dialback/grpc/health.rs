@@ -8,7 +8,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::args::{HealthArgs, SchemaArgs};
 use super::output::print;
 use super::schema::Schema;
-use super::session::{Session, no_server, or_interrupted};
+use super::session::{Deadline, Session, no_server, or_interrupted};
 use super::{fleet, status, target};
 use crate::failure::Failure;
 use crate::format::Format;
@@ -23,13 +23,7 @@ pub(crate) async fn health(args: HealthArgs) -> Result<(), Failure> {
 
 async fn ask(session: &Session, args: &HealthArgs, service: String) -> Result<(), Failure> {
     let work = converse(session, args.watch, service.clone());
-    let ended = match session.deadline {
-        None => work.await,
-        Some(deadline) => {
-            let status = Status::deadline_exceeded(format!("not done within {:?} (-max-time)", deadline.limit));
-            tokio::time::timeout_at(deadline.at, work).await.unwrap_or(Ok(Err(status)))
-        }
-    };
+    let ended = Deadline::or_status(session.deadline, work).await.unwrap_or_else(|status| Ok(Err(status)));
     let status = match ended? {
         Ok(ServingStatus::Serving) => return Ok(()),
         Ok(_) => return Err(Failure::told()),
@@ -58,7 +52,7 @@ async fn converse(session: &Session, watch: bool, service: String) -> Result<Res
     let mut request = Request::new(HealthCheckRequest { service });
     *request.metadata_mut() = session.metadata.call.clone();
     if let Some(deadline) = session.deadline {
-        request.set_timeout(deadline.at.saturating_duration_since(tokio::time::Instant::now()));
+        request.set_timeout(deadline.told());
     }
     if !watch {
         return match client.check(request).await {

@@ -56,16 +56,22 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(args: &CallArgs, source: Source, descriptor: MessageDescriptor) -> Result<Self, Failure> {
-        let mut decoder = Decoder::new(format(args)?, descriptor.clone());
+    /// `assignments` are of fields, for each message.
+    pub(super) fn new(
+        source: Source,
+        format: Format,
+        assignments: &[String],
+        descriptor: MessageDescriptor,
+    ) -> Result<Self, Failure> {
+        let mut decoder = Decoder::new(format, descriptor.clone());
         let mut stdin = None;
-        let made = matches!(source, Source::Nothing) && !args.set.is_empty();
+        let made = matches!(source, Source::Nothing) && !assignments.is_empty();
         match source {
             Source::Nothing => {}
             Source::Bytes(bytes) => decoder.push(&bytes),
             Source::Stdin => stdin = Some(read_stdin()?),
         }
-        Ok(Self { descriptor, decoder, assignments: args.set.clone(), stdin, made, count: 0 })
+        Ok(Self { descriptor, decoder, assignments: assignments.to_vec(), stdin, made, count: 0 })
     }
 
     /// The next message, or None after the last.

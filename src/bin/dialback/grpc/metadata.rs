@@ -1,11 +1,13 @@
 //! Metadata from arguments, files and the environment.
 
 use std::env;
+use std::fmt;
 use std::fs;
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use dialback::AgentId;
 use dialback::gateway::AGENT_METADATA;
 use tonic::metadata::{Ascii, Binary, KeyAndValueRef, MetadataKey, MetadataMap, MetadataValue};
 
@@ -41,9 +43,9 @@ impl Metadata {
         let token = token(args)?;
         for map in [&mut metadata.call, &mut metadata.questions] {
             if let Some(agent) = &args.agent {
-                let value =
-                    agent.parse().map_err(|_| Failure::usage(format!("--agent {agent}: this is no agent's id")))?;
-                map.insert(AGENT_METADATA, value);
+                let usage = |error: &dyn fmt::Display| Failure::usage(format!("--agent {agent}: {error}"));
+                agent.parse::<AgentId>().map_err(|error| usage(&error))?;
+                map.insert(AGENT_METADATA, agent.parse().map_err(|error| usage(&error))?);
             }
             if let (Some(token), false) = (&token, map.contains_key("authorization")) {
                 let value: Result<MetadataValue<Ascii>, _> = format!("Bearer {token}").parse();

@@ -82,7 +82,15 @@ impl Reflection {
     }
 
     async fn files(&mut self, question: MessageRequest) -> Result<Vec<Bytes>, Unanswered> {
-        match self.ask(question).await? {
+        let answer = match self.ask(question).await {
+            // Some servers end the call with it, as does a gateway without that agent: only the latter cannot tell more.
+            Err(Unanswered::Failed(status)) if status.code() == Code::NotFound => {
+                let there = self.ask(MessageRequest::ListServices("*".into())).await.is_ok();
+                return Err(if there { Unanswered::NotFound } else { Unanswered::Failed(status) });
+            }
+            answer => answer?,
+        };
+        match answer {
             MessageResponse::FileDescriptorResponse(files) => {
                 Ok(files.file_descriptor_proto.into_iter().map(Bytes::from).collect())
             }

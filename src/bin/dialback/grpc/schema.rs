@@ -466,6 +466,8 @@ pub(super) fn nearest(name: &str, names: impl IntoIterator<Item = String>) -> Ve
     let last = |name: &str| name.rsplit(['.', '/']).next().unwrap_or_default().to_ascii_lowercase();
     let score = |other: &str| {
         let whole = strsim::normalized_damerau_levenshtein(&name.to_ascii_lowercase(), &other.to_ascii_lowercase());
+        // Names of one package are alike as a whole, whatever comes last.
+        let whole = if whole >= 0.9 { whole } else { 0.0 };
         whole.max(strsim::normalized_damerau_levenshtein(&last(name), &last(other)))
     };
     let names: HashSet<String> = names.into_iter().filter(|other| other != name).collect();

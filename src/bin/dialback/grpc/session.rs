@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::Status;
 
 use super::args::{MetadataArgs, SchemaArgs, ServerArgs};
 use super::dial::{Connection, dial};
@@ -30,6 +31,26 @@ pub(super) struct Deadline {
 impl Deadline {
     fn of(server: &ServerArgs) -> Option<Self> {
         server.max_time.map(|limit| Self { limit, at: Instant::now() + limit })
+    }
+
+    /// What the server is told. A little more than what is left: tonic has a clock of its own for it, which must not be
+    /// the first, as it gives another status.
+    pub(super) fn told(self) -> Duration {
+        let left = self.at.saturating_duration_since(Instant::now());
+        // It is sent in units that grow with it.
+        left + if left < Duration::from_secs(3600) { Duration::from_millis(1) } else { Duration::from_secs(60) }
+    }
+
+    /// Waits for a call, or ends it when its time is over. The deadline is looked at first.
+    pub(super) async fn or_status<T>(deadline: Option<Self>, work: impl Future<Output = T>) -> Result<T, Status> {
+        let Some(Self { limit, at }) = deadline else { return Ok(work.await) };
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(at) => {
+                Err(Status::deadline_exceeded(format!("not done within {limit:?} (-max-time)")))
+            }
+            done = work => Ok(done),
+        }
     }
 }
 

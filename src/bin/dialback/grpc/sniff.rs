@@ -74,7 +74,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for Sniffed<T> {
         if self.first.is_some() {
             let new = &buf.filled()[before..];
             match &result {
-                Err(error) => self.tell(First::Failed(io::Error::new(error.kind(), error.to_string()))),
+                Err(error) => {
+                    // An error of TLS stays one, as it tells what to do.
+                    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+                    let copy = match of_tls {
+                        Some(inner) => io::Error::new(error.kind(), inner.clone()),
+                        None => io::Error::new(error.kind(), error.to_string()),
+                    };
+                    self.tell(First::Failed(copy));
+                }
                 Ok(()) if new.is_empty() => {
                     let what = kind(&self.seen);
                     self.tell(what);
