@@ -114,7 +114,10 @@ impl Local {
     }
 
     fn unreachable(&self, why: String) -> String {
-        format!("the agent cannot reach its local server `{}`: {why}; is it running, and is this its address?", self.given)
+        format!(
+            "the agent cannot reach its local server `{}`: {why}; is it running, and is this its address?",
+            self.given
+        )
     }
 
     /// What whoever calls is told of a call that failed on its way.

@@ -36,7 +36,10 @@ impl Matches {
 /// Where a local server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    Tcp { at: HostPort, tls: bool },
+    Tcp {
+        at: HostPort,
+        tls: bool,
+    },
     #[cfg(unix)]
     Unix(PathBuf),
 }
@@ -61,7 +64,8 @@ impl Rule {
 
 impl Matches {
     fn parse(text: &str) -> Result<Self, &'static str> {
-        const HOW: &str = "before the equals sign stands a service, such as greeter.v1.Greeter, or greeter.* for all below";
+        const HOW: &str =
+            "before the equals sign stands a service, such as greeter.v1.Greeter, or greeter.* for all below";
         let (name, below) = match text.strip_suffix(".*") {
             Some(package) => (package, true),
             None => (text, false),
@@ -128,7 +132,21 @@ mod tests {
             assert_eq!(parse("a.B=unix:///run/a"), Ok((Matches::One("a.B".into()), Place::Unix("/run/a".into()))));
             assert!(parse("unix:").is_err());
         }
-        for bad in ["", "host", "host:0", "ftp://h:1", "a b:1", "h/x:1", "=h:1", "a.=h:1", "a..B=h:1", "*.B=h:1", "a*=h:1", "1a=h:1", "https://"] {
+        for bad in [
+            "",
+            "host",
+            "host:0",
+            "ftp://h:1",
+            "a b:1",
+            "h/x:1",
+            "=h:1",
+            "a.=h:1",
+            "a..B=h:1",
+            "*.B=h:1",
+            "a*=h:1",
+            "1a=h:1",
+            "https://",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -30,8 +30,8 @@ use super::services;
 use super::target::{self, AGENT_METADATA, Target, advice, is_method};
 use crate::connector::DialError;
 use crate::http2::{
-    Clock, Exchange, Gathered, Placed, ReceivedBody, Rings, Upload, Way, address, end, expired, failed, reached, refuse,
-    strip_hop_by_hop, timeout_of,
+    Clock, Exchange, Gathered, Placed, ReceivedBody, Rings, Upload, Way, address, end, expired, failed, reached,
+    refuse, strip_hop_by_hop, timeout_of,
 };
 #[cfg(feature = "grpctunnel")]
 use crate::http2::{Relayed, SharedBody, SharedSource, headers_of, stalled};

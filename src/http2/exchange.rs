@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
+use h2::SendStream;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
-use h2::SendStream;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -57,8 +57,7 @@ impl<F: Fn(h2::Error) -> Status> Exchange<'_, F> {
                 return refuse(failed(error), &mut respond);
             }
         };
-        let relay =
-            (!complete).then(|| Relay::new(body, stream, stall, held).on(&lease, hasty).without(trailers));
+        let relay = (!complete).then(|| Relay::new(body, stream, stall, held).on(&lease, hasty).without(trailers));
         let mut up = Up { relay, before: 0, is_over: false, answered: false };
         let mut clock = Clock::new(deadline, idle);
         let answer = loop {

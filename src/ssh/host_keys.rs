@@ -302,7 +302,8 @@ impl KnownHostsFiles {
 
     /// `Err` names the file that cannot be read.
     fn read(&self) -> Result<KnownHosts, (PathBuf, io::Error)> {
-        let mut files = self.paths.iter().map(|(path, holds)| read(path, *holds).map_err(|error| (path.clone(), error)));
+        let mut files =
+            self.paths.iter().map(|(path, holds)| read(path, *holds).map_err(|error| (path.clone(), error)));
         let first = files.next().unwrap_or_else(|| Err((self.first().to_owned(), io::ErrorKind::NotFound.into())))?;
         let lines = files.try_fold(first, |lines, more| more.map(|more| lines.and(more)))?;
         let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);

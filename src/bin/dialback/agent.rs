@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dialback::{Agent, AgentBuilder, AgentStatus, ConnectError, ForwardRequest, Forwards, HostKeys, Identity, PublicKey};
+use dialback::{
+    Agent, AgentBuilder, AgentStatus, ConnectError, ForwardRequest, Forwards, HostKeys, Identity, PublicKey,
+};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -16,6 +18,24 @@ use crate::failure::Failure;
 use crate::hub::set;
 
 pub(crate) type AgentArgs = ConfigArgs<AgentKeys>;
+
+/// What stands below the help.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  dialback agent --hub hub.example.com:2222 --id laptop-1 --identity keys/laptop-1 --known-hosts keys/known_hosts
+      --forward 127.0.0.1:50051
+      the hub's clients call the gRPC server on port 50051 as `laptop-1`
+  dialback agent --hub hub.example.com:2222 --hub wss://hub.example.com/tunnel --id laptop-1 --identity ssh-agent
+      --host-key-fingerprint SHA256:... --forward unix:/run/app.sock --forward metrics.v1.Metrics=127.0.0.1:9100
+      by HTTPS where SSH does not get out; one service is another server's
+  dialback agent --ssh-config hub --forward https://localhost:50051 --forward-ca ca.pem
+      hub, id, key and known hosts are those of `Host hub` in ~/.ssh/config
+
+It waits for a hub that is not there yet, and gives up on what waiting does not cure, such as a wrong key.
+Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
+configuration again, of which --log-level, --forward and --forward-ca count at once.
+Ready (GET /readyz of --admin) is an agent that is connected and whose local servers accept connections.
+Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
 
 /// How long a local server may take to accept a connection, when somebody asks whether the agent is ready.
 const REACH: Duration = Duration::from_secs(2);
@@ -105,7 +125,8 @@ async fn builder(keys: &AgentKeys) -> Result<(AgentBuilder, String), Failure> {
                 return Err(Failure::usage("give the agent the name that the hub knows it by: --id NAME"));
             };
             let Some(identity) = identity(keys)? else {
-                let text = "name the agent's key: --identity FILE, or --identity ssh-agent; `dialback keygen` makes one";
+                let text =
+                    "name the agent's key: --identity FILE, or --identity ssh-agent; `dialback keygen` makes one";
                 return Err(Failure::usage(text));
             };
             let Some(host_keys) = host_keys(keys)? else {
@@ -128,7 +149,11 @@ async fn builder(keys: &AgentKeys) -> Result<(AgentBuilder, String), Failure> {
         (None, true, None) => builder = builder.no_proxy(),
         #[cfg(unix)]
         (None, false, Some(command)) => builder = builder.proxy_command(command),
-        _ => return Err(Failure::usage("only one of --proxy, --no-proxy and --proxy-command can be (the last on Unix)")),
+        _ => {
+            return Err(Failure::usage(
+                "only one of --proxy, --no-proxy and --proxy-command can be (the last on Unix)",
+            ));
+        }
     }
     if let Some(file) = &keys.tls_roots {
         builder = builder.tls_roots(file);
@@ -211,7 +236,8 @@ fn ssh_agent(name: &KeyName, files: &[&KeyName]) -> Result<Identity, Failure> {
             Failure::usage(format!("beside an ssh-agent, --identity names a public key (FILE.pub): {}: {why}", file.0))
         };
         let text = std::fs::read_to_string(&file.0).map_err(|error| wrong(error.to_string()))?;
-        let key: PublicKey = text.trim().parse().map_err(|error: dialback::InvalidPublicKey| wrong(error.to_string()))?;
+        let key: PublicKey =
+            text.trim().parse().map_err(|error: dialback::InvalidPublicKey| wrong(error.to_string()))?;
         identity = identity.with_public_key(key);
     }
     Ok(identity)
@@ -270,7 +296,8 @@ impl Service<AgentKeys> for Running {
                 let mut found = found.lock().await;
                 if found.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
                     let checked = forwards.check(REACH).await;
-                    let wrong = checked.into_iter().find_map(|(server, reached)| reached.err().map(|why| (server, why)));
+                    let wrong =
+                        checked.into_iter().find_map(|(server, reached)| reached.err().map(|why| (server, why)));
                     let result = match wrong {
                         Some((server, why)) => Err(format!("the local server {server} cannot be reached: {why}")),
                         None => Ok(()),

@@ -16,6 +16,21 @@ use crate::failure::Failure;
 
 pub(crate) type HubArgs = ConfigArgs<HubKeys>;
 
+/// What stands below the help.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  dialback hub --host-key keys/hub_key --authorized-keys keys/authorized_keys --gateway 127.0.0.1:8080
+      agents dial port 2222, and gRPC clients on this machine call them on port 8080
+  dialback hub --listen 0.0.0.0:2222 --websocket wss://0.0.0.0:443/tunnel --tls-cert hub.crt --tls-key hub.key
+      --host-key hub_key --authorized-keys 'keys/%u.pub' --gateway 0.0.0.0:8443 --gateway-tls-cert hub.crt
+      --gateway-tls-key hub.key --policy policy.toml
+      agents come by SSH or through HTTPS ports, and clients with a token or certificate from everywhere
+  dialback hub --config /etc/dialback/dialback.toml
+
+Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
+configuration again. Files of keys, certificates and policy are followed anyway.
+Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
+
 pub(crate) async fn run(args: HubArgs) -> Result<(), Failure> {
     daemon::run(args, |own| own.grace, start).await
 }

@@ -18,7 +18,8 @@ const TABLES: [&str; 4] = ["hub", "agent", "log", "admin"];
 /// # Errors
 /// When it cannot be read, or something in it is no setting; with where.
 pub(super) fn read(path: &Path) -> Result<Values, Failure> {
-    let failed = |error: std::io::Error| Failure::usage(format!("cannot read the configuration {}: {error}", path.display()));
+    let failed =
+        |error: std::io::Error| Failure::usage(format!("cannot read the configuration {}: {error}", path.display()));
     let mut text = String::new();
     std::fs::File::open(path).map_err(failed)?.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_FILE {
@@ -134,7 +135,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_its_place() {
         let cases = [
-            ("[hub]\nlisen = \"x\"", "/etc/dialback.toml:2:1: there is no key in [hub] `lisen`: did you mean `listen`?"),
+            (
+                "[hub]\nlisen = \"x\"",
+                "/etc/dialback.toml:2:1: there is no key in [hub] `lisen`: did you mean `listen`?",
+            ),
             ("[hbu]\n", "/etc/dialback.toml:1:2: there is no table `hbu`: did you mean `hub`?"),
             ("[log]\ncolour = 1", "/etc/dialback.toml:2:1: there is no key in [log] `colour`; there are"),
             ("[agent]\nid = 5", "/etc/dialback.toml:2:6: `id` is a text in quotes, and this is of type integer"),

@@ -64,7 +64,9 @@ impl Kind {
             Form::Number => "1",
             Form::Size => "\"1MiB\"",
             Form::Time => "\"1s\"",
-            Form::Choice(choices) => return if self == Self::Switch { "true".into() } else { format!("{:?}", choices[0]) },
+            Form::Choice(choices) => {
+                return if self == Self::Switch { "true".into() } else { format!("{:?}", choices[0]) };
+            }
         };
         if matches!(self, Self::List(_)) { format!("[{one}]") } else { one.into() }
     }
@@ -210,7 +212,9 @@ impl Scalar for Size {
         };
         let number: Option<u64> = digits.replace('_', "").parse().ok();
         let bytes = factor.and_then(|factor: u64| number?.checked_mul(factor));
-        bytes.map(Self).ok_or_else(|| format!("`{}` is no size: write 65536, 64KiB, 32MiB or 4GiB", text.escape_debug()))
+        bytes
+            .map(Self)
+            .ok_or_else(|| format!("`{}` is no size: write 65536, 64KiB, 32MiB or 4GiB", text.escape_debug()))
     }
 }
 

@@ -23,9 +23,7 @@ impl Logs {
         let (filter, handle) = reload::Layer::new(filter(keys)?);
         let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let layer = match keys.format {
-            Some(LogFormat::Json) => {
-                layer.json().flatten_event(true).with_span_list(false).boxed()
-            }
+            Some(LogFormat::Json) => layer.json().flatten_event(true).with_span_list(false).boxed(),
             _ => {
                 let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
                 layer.with_ansi(std::io::stderr().is_terminal() && !unwanted).with_target(false).boxed()
