@@ -76,7 +76,6 @@ async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<R
         let forwards = forwards.clone();
         async move { forwards.serve(incoming).await }
     });
-    tracing::info!(id = %agent.id(), hub, "agent ready");
     Ok(Running { agent: Arc::new(agent), forwards, serving: Mutex::new(serving) })
 }
 
@@ -310,6 +309,11 @@ impl Service<AgentKeys> for Running {
                 }
             }
         })
+    }
+
+    fn announce(&self) {
+        let status = self.agent.status().borrow().to_string();
+        tracing::info!(id = %self.agent.id(), status, "agent ready");
     }
 
     fn status(&self) -> String {
