@@ -179,6 +179,7 @@
 //! | at a gateway: connections | 10,000, with 1,000 calls and 16 MiB each; 10 s until HTTP/2, and 30 s until a call that a policy lets in | `GatewayBuilder::max_connections`, `window` |
 //! | calls of one caller | 10,000 | `max_calls_per_caller` |
 //! | what waits for slow readers | a call's window each (24 MiB from an agent, 4 MiB from a caller), 256 MiB in all, for 30 s without a byte taken | `max_held`, `stall_timeout` |
+//! | at an agent that [forwards](#features): what waits for slow readers | a call's window each (24 MiB), 256 MiB in all | |
 //! | in a tunnel of `grpctunnel`: calls that are taken at once | 10,000; more are refused | |
 //! | received and not read | 1 MiB for each call, 64 MiB in all; then the call that holds most ends | `window` |
 //! | one message | 64 MiB | `max_message` |
@@ -192,6 +193,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `aws-lc-rs` | yes | [AWS-LC](https://docs.rs/aws-lc-rs) for the cryptography of SSH and TLS: constantly maintained, fastest on servers with AVX-512 or Arm Neoverse; TLS has post-quantum key exchange only with it |
+//! | `cli` | no | the command `dialback`: a hub and an agent as daemons, and a gRPC client; no API |
 //! | `ring` | no | [ring](https://docs.rs/ring) instead, if `aws-lc-rs` is off: builds for more machines, and is faster where a CPU has VAES without AVX-512, as AMD's Zen 3. One of the two is needed |
 //! | `gateway` | no | `dialback::gateway`: a front door for ordinary gRPC clients of any language, which name the agent that they call; and `dialback::Forwards`: at the agent, local servers of any language |
 //! | `grpctunnel` | no | `dialback::grpctunnel`: tunnels that are gRPC calls themselves, wire-compatible with the Go library [grpctunnel](https://github.com/jhump/grpctunnel) and its Python port |

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use dialback::Incoming;
 use h2::{
     RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
@@ -15,7 +14,7 @@ use tokio::{
     net::TcpStream,
     task::JoinHandle,
 };
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 
 use super::rig::{AGENT, soon};
 
@@ -120,8 +119,10 @@ pub fn with(path: &str, headers: &[(&str, &str)]) -> Request<()> {
 }
 
 /// An agent's server that hands each call to `handle`.
-pub fn serve_raw<F, Fut>(settings: h2::server::Builder, mut incoming: Incoming, handle: F) -> JoinHandle<()>
+pub fn serve_raw<I, S, F, Fut>(settings: h2::server::Builder, mut incoming: I, handle: F) -> JoinHandle<()>
 where
+    I: Stream<Item = std::io::Result<S>> + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<RecvStream>, SendResponse<Bytes>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {

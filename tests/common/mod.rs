@@ -6,9 +6,13 @@ pub mod bulk;
 pub mod child;
 #[cfg(feature = "cli")]
 pub mod command;
+#[cfg(feature = "cli")]
+pub mod daemon;
 pub mod echo;
 pub mod egress;
 pub mod faults;
+#[cfg(feature = "gateway")]
+pub mod forward;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod grpctunnel;

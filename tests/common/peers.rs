@@ -169,15 +169,21 @@ impl Peer {
     /// Waits for a line that begins with `prefix`, and gives the rest of it. Lines before it are passed over. Panics with all
     /// the program has said when it ends first, or after 70 s.
     pub async fn line(&mut self, prefix: &str) -> String {
+        let rest = |line: &str| line.strip_prefix(prefix).map(|rest| rest.trim().to_owned());
+        self.find(&format!("a line {prefix:?}"), rest).await
+    }
+
+    /// The same for a line that `look` finds something in.
+    pub async fn find<T>(&mut self, what: &str, look: impl Fn(&str) -> Option<T>) -> T {
         loop {
             let line = match timeout(PATIENCE, self.lines.recv()).await {
                 Ok(Some(line)) => line,
-                Ok(None) => panic!("the program ended without a line {prefix:?}; it said:\n{}", self.seen.join("\n")),
-                Err(_) => panic!("no line {prefix:?} after {PATIENCE:?}; the program said:\n{}", self.seen.join("\n")),
+                Ok(None) => panic!("the program ended without {what}; it said:\n{}", self.seen.join("\n")),
+                Err(_) => panic!("no sign of {what} after {PATIENCE:?}; the program said:\n{}", self.seen.join("\n")),
             };
             self.seen.push(line.clone());
-            if let Some(rest) = line.strip_prefix(prefix) {
-                return rest.trim().to_owned();
+            if let Some(found) = look(&line) {
+                return found;
             }
         }
     }

@@ -94,6 +94,8 @@ stamp_calls! { websocket, Way::Over(Over::WebSocket), "multi_thread" }
 stamp_calls! { websocket_tls, Way::Over(Over::WebSocketTls), "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_calls! { gateway, Way::Gateway, "multi_thread" }
+#[cfg(feature = "gateway")]
+stamp_calls! { beside, Way::Beside, "multi_thread" }
 #[cfg(feature = "grpctunnel")]
 stamp_calls! { grpctunnel_reverse, Way::Reverse, "multi_thread" }
 #[cfg(feature = "grpctunnel")]
@@ -118,6 +120,8 @@ stamp_bulk! { websocket_bulk, Way::Over(Over::WebSocket), "multi_thread" }
 stamp_bulk! { websocket_tls_bulk, Way::Over(Over::WebSocketTls), "multi_thread" }
 #[cfg(feature = "gateway")]
 stamp_bulk! { gateway_bulk, Way::Gateway, "multi_thread" }
+#[cfg(feature = "gateway")]
+stamp_bulk! { beside_bulk, Way::Beside, "multi_thread" }
 #[cfg(feature = "grpctunnel")]
 stamp_bulk! { grpctunnel_reverse_bulk, Way::Reverse, "multi_thread" }
 #[cfg(feature = "grpctunnel")]
@@ -140,4 +144,6 @@ stamp! { to_hub_deadline, Way::ToHub, "multi_thread", calls: deadline_holds_in_t
 stamp! { chopped_deadline, Way::Chopped, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
 #[cfg(feature = "gateway")]
 stamp! { gateway_deadline, Way::Gateway, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
+#[cfg(feature = "gateway")]
+stamp! { beside_deadline, Way::Beside, "multi_thread", calls: deadline_holds_in_the_middle_of_a_stream }
 stamp! { one_thread_deadline, Way::Shared, "current_thread", calls: deadline_holds_in_the_middle_of_a_stream }

@@ -37,6 +37,9 @@ pub enum Way {
     /// An ordinary tonic client at the hub's gateway.
     #[cfg(feature = "gateway")]
     Gateway,
+    /// As `Shared`, to an ordinary server that an agent stands beside.
+    #[cfg(feature = "gateway")]
+    Beside,
     /// By a tunnel that is a gRPC call: from its server to who opened it, the other way, and by a tunnel in a tunnel.
     #[cfg(feature = "grpctunnel")]
     Reverse,
@@ -111,6 +114,12 @@ impl Way {
             let stock = Stock::start().await;
             let channel = own(stock.hub.channel(AGENT).expect("an id"));
             return self.line(channel, stock.echo.clone(), stock);
+        }
+        #[cfg(feature = "gateway")]
+        if self == Self::Beside {
+            let (hub, echo, rest) = crate::common::forward::start().await;
+            let channel = own(hub.channel(AGENT).expect("an id"));
+            return self.line(channel, echo, (hub, rest));
         }
         #[cfg(feature = "grpctunnel")]
         if let Some(line) = self.start_grpctunnel().await {
@@ -198,14 +207,18 @@ impl Way {
 
     /// Whether tonic's own channel makes the calls.
     pub fn is_tonics(self) -> bool {
-        self == Self::Dialled || self.hops() > 1
+        match self {
+            #[cfg(feature = "gateway")]
+            Self::Beside => false,
+            _ => self == Self::Dialled || self.hops() > 1,
+        }
     }
 
     /// How many HTTP/2 connections a call goes through.
     pub fn hops(self) -> usize {
         match self {
             #[cfg(feature = "gateway")]
-            Self::Gateway => 2,
+            Self::Gateway | Self::Beside => 2,
             #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
             Self::ReverseGateway => 2,
             _ => 1,

@@ -19,6 +19,24 @@ use crate::hub::set;
 
 pub(crate) type AgentArgs = ConfigArgs<AgentKeys>;
 
+/// What stands below the help.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  dialback agent --hub hub.example.com:2222 --id laptop-1 --identity keys/laptop-1 --known-hosts keys/known_hosts
+      --forward 127.0.0.1:50051
+      the hub's clients call the gRPC server on port 50051 as `laptop-1`
+  dialback agent --hub hub.example.com:2222 --hub wss://hub.example.com/tunnel --id laptop-1 --identity ssh-agent
+      --host-key-fingerprint SHA256:... --forward unix:/run/app.sock --forward metrics.v1.Metrics=127.0.0.1:9100
+      by HTTPS where SSH does not get out; one service is another server's
+  dialback agent --ssh-config hub --forward https://localhost:50051 --forward-ca ca.pem
+      hub, id, key and known hosts are those of `Host hub` in ~/.ssh/config
+
+It waits for a hub that is not there yet, and gives up on what waiting does not cure, such as a wrong key.
+Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
+configuration again, of which --log-level, --forward and --forward-ca count at once.
+Ready (GET /readyz of --admin) is an agent that is connected and whose local servers accept connections.
+Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
+
 /// How long a local server may take to accept a connection, when somebody asks whether the agent is ready.
 const REACH: Duration = Duration::from_secs(2);
 
@@ -58,7 +76,6 @@ async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<R
         let forwards = forwards.clone();
         async move { forwards.serve(incoming).await }
     });
-    tracing::info!(id = %agent.id(), hub, "agent ready");
     Ok(Running { agent: Arc::new(agent), forwards, serving: Mutex::new(serving) })
 }
 
@@ -292,6 +309,11 @@ impl Service<AgentKeys> for Running {
                 }
             }
         })
+    }
+
+    fn announce(&self) {
+        let status = self.agent.status().borrow().to_string();
+        tracing::info!(id = %self.agent.id(), status, "agent ready");
     }
 
     fn status(&self) -> String {

@@ -16,6 +16,21 @@ use crate::failure::Failure;
 
 pub(crate) type HubArgs = ConfigArgs<HubKeys>;
 
+/// What stands below the help.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  dialback hub --host-key keys/hub_key --authorized-keys keys/authorized_keys --gateway 127.0.0.1:8080
+      agents dial port 2222, and gRPC clients on this machine call them on port 8080
+  dialback hub --listen 0.0.0.0:2222 --websocket wss://0.0.0.0:443/tunnel --tls-cert hub.crt --tls-key hub.key
+      --host-key hub_key --authorized-keys 'keys/%u.pub' --gateway 0.0.0.0:8443 --gateway-tls-cert hub.crt
+      --gateway-tls-key hub.key --policy policy.toml
+      agents come by SSH or through HTTPS ports, and clients with a token or certificate from everywhere
+  dialback hub --config /etc/dialback/dialback.toml
+
+Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
+configuration again. Files of keys, certificates and policy are followed anyway.
+Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
+
 pub(crate) async fn run(args: HubArgs) -> Result<(), Failure> {
     daemon::run(args, |own| own.grace, start).await
 }
@@ -23,6 +38,10 @@ pub(crate) async fn run(args: HubArgs) -> Result<(), Failure> {
 struct Running {
     hub: Hub,
     gateway: Option<Gateway>,
+    /// Where agents connect, with real ports.
+    listens: Vec<String>,
+    fingerprint: String,
+    admin: Option<SocketAddr>,
     is_draining: Arc<AtomicBool>,
 }
 
@@ -48,24 +67,8 @@ async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Run
         Some(address) => Some(gateway(keys, &hub, address).await?),
         None => None,
     };
-    let door = gateway.as_ref().map(|gateway| gateway.local_addr().to_string());
     let fingerprint = host_key.fingerprint();
-    tracing::info!(
-        listen = listens.join(","),
-        gateway = door,
-        admin = admin.map(|address| address.to_string()),
-        host_key = fingerprint,
-        "hub ready"
-    );
-    let address = listens.first().map_or("", String::as_str);
-    tracing::info!(
-        "an agent connects with: dialback agent --hub {} --id NAME --identity FILE --host-key-fingerprint {fingerprint} --forward HOST:PORT",
-        reachable(address)
-    );
-    if let Some(door) = door {
-        tracing::info!("who is here: dialback agents --gateway {door}");
-    }
-    Ok(Running { hub, gateway, is_draining: Arc::default() })
+    Ok(Running { hub, gateway, listens, fingerprint, admin, is_draining: Arc::default() })
 }
 
 /// An address as somebody else has to write it.
@@ -203,12 +206,6 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
     })
 }
 
-impl Running {
-    fn agents(&self) -> String {
-        count(&self.hub)
-    }
-}
-
 fn count(hub: &Hub) -> String {
     let mut ids: Vec<_> = hub.tunnels().iter().map(|tunnel| tunnel.agent_id().clone()).collect();
     ids.sort();
@@ -227,8 +224,22 @@ impl Service<HubKeys> for Running {
         })
     }
 
+    fn announce(&self) {
+        let Self { listens, fingerprint, admin, .. } = self;
+        let door = self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string());
+        let admin = admin.map(|address| address.to_string());
+        tracing::info!(listen = listens.join(","), gateway = door, admin, host_key = fingerprint, "hub ready");
+        let address = reachable(listens.first().map_or("", String::as_str));
+        tracing::info!(
+            "an agent connects with: dialback agent --hub {address} --id NAME --identity FILE --host-key-fingerprint {fingerprint} --forward HOST:PORT"
+        );
+        if let Some(door) = door {
+            tracing::info!("who is here: dialback agents --gateway {door}");
+        }
+    }
+
     fn status(&self) -> String {
-        self.agents()
+        count(&self.hub)
     }
 
     /// Files of keys, certificates and policy are followed anyway; the rest is set when a hub starts.
@@ -241,7 +252,7 @@ impl Service<HubKeys> for Running {
         loop {
             // The library logs them.
             match events.next().await {
-                Ok(_) | Err(EventsError::Missed(_)) => notify::status(&self.agents()),
+                Ok(_) | Err(EventsError::Missed(_)) => notify::status(&count(&self.hub)),
                 Err(error) => return Err(Failure::because("the hub has ended", &error)),
             }
         }

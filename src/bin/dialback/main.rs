@@ -30,8 +30,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a hub: agents dial in, and gRPC clients call them through its gateway
+    #[command(after_help = hub::EXAMPLES)]
     Hub(hub::HubArgs),
     /// Put an agent beside a local gRPC server: it dials the hub, and passes calls on
+    #[command(after_help = agent::EXAMPLES)]
     Agent(agent::AgentArgs),
     /// Show which agents are connected to a hub.
     Agents(grpc::AgentsArgs),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use self::args::ConfigArgs;
 pub(crate) use self::keys::{AdminKeys, AgentKeys, HubKeys, LogKeys};
-pub(crate) use self::value::{Address, Balance, KeyName, Kind, LogFormat, Setting, TunnelPolicy};
+pub(crate) use self::value::{Balance, KeyName, Kind, LogFormat, Setting, TunnelPolicy};
 
 use crate::failure::Failure;
 
@@ -190,7 +190,7 @@ fn absolute(text: &str, base: Option<&Path>) -> PathBuf {
 
 /// Of some names the one that is most like another, if it is at all.
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = 1 + name.chars().count() / 4;
+    let limit = 1 + name.chars().count() / 3;
     names.map(|other| (distance(name, other), other)).filter(|(far, _)| *far <= limit).min().map(|(_, other)| other)
 }
 

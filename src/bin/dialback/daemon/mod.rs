@@ -24,6 +24,9 @@ pub(crate) trait Service<T> {
     /// Whether it does its work.
     fn readiness(&self) -> Readiness;
 
+    /// Says in the log that it is ready, where, and what comes next.
+    fn announce(&self);
+
     /// One line for the service manager.
     fn status(&self) -> String;
 
@@ -83,6 +86,7 @@ where
     };
     let _ = ready.set(service.readiness()); // it was empty
     notify::ready(&service.status());
+    service.announce();
     {
         let watching = service.watch();
         tokio::pin!(watching);
