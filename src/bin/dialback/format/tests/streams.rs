@@ -202,9 +202,8 @@ fn an_alias_bomb_is_refused() {
         let many = vec![format!("*{inner}"); 9].join(", ");
         bomb.push_str(&format!("  {name}: &{name} [{many}]\n"));
     }
-    let started = Instant::now();
-    assert!(decode(Format::Yaml, &kinds(), bomb).is_err());
-    assert!(started.elapsed() < Duration::from_secs(60));
+    let error = decode(Format::Yaml, &kinds(), bomb).unwrap_err().to_string();
+    assert!(error.contains("alias"), "{error}");
 }
 
 /// What nests deep only by its aliases is as deep.
@@ -242,7 +241,7 @@ fn a_long_stream_is_read_in_linear_time() {
 /// several tries; the square would be more than two hundred each time.
 fn is_linear(format: Format, mut times: impl FnMut() -> (Duration, Duration)) {
     let mut tries = Vec::new();
-    while tries.len() < 10 {
+    while tries.len() < 5 {
         let (short, long) = times();
         if long < 100 * short {
             return;
