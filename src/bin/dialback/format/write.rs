@@ -133,7 +133,7 @@ fn write_any(message: &DynamicMessage, defaults: bool, depth: usize) -> Result<N
         None => {
             let name = any::name(&url);
             let what = format!("{name} is not recognized; see @value for raw binary message data");
-            entries.push(entry("@error", Node::string(what)));
+            entries.insert(usize::from(url.is_empty()), entry("@error", Node::string(what)));
             entries.push(entry("@value", Node::string(scalar::to_base64(&bytes))));
         }
     }

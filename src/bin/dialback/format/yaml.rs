@@ -103,6 +103,8 @@ fn parse_here(text: &str, base: Place) -> Result<Node, FormatError> {
             max_nodes: MAX_VALUES,
             max_total_scalar_bytes: MAX_MESSAGE,
         },
+        // What aliases repeat is no part of the text, whose size is limited.
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
         strict_booleans: true,
         ignore_binary_tag_for_string: true,
         non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::PassThrough,

@@ -120,9 +120,9 @@ fn a_message_that_is_too_large_is_refused() {
     ] {
         let mut decoder = Decoder::new(format, kinds());
         decoder.push(start.as_bytes());
-        let taken = (0..).find_map(|pushed| {
+        let taken = (0..).find(|_| {
             decoder.push(&blank);
-            decoder.next().is_err().then_some(pushed)
+            decoder.next().is_err()
         });
         // One that is not complete is given up as soon as it is larger than the limit.
         assert_eq!(taken, Some((MAX_MESSAGE >> 20) - 1), "{format:?}");
@@ -202,9 +202,8 @@ fn an_alias_bomb_is_refused() {
         let many = vec![format!("*{inner}"); 9].join(", ");
         bomb.push_str(&format!("  {name}: &{name} [{many}]\n"));
     }
-    let started = Instant::now();
-    assert!(decode(Format::Yaml, &kinds(), bomb).is_err());
-    assert!(started.elapsed() < Duration::from_secs(60));
+    let error = decode(Format::Yaml, &kinds(), bomb).unwrap_err().to_string();
+    assert!(error.contains("alias"), "{error}");
 }
 
 /// What nests deep only by its aliases is as deep.
@@ -225,12 +224,12 @@ fn a_long_stream_is_read_in_linear_time() {
         let time = |count: usize| {
             let mut encoder = Encoder::new(format, false);
             let input: Vec<u8> = (0..count).flat_map(|_| encoder.encode(&message).unwrap()).collect();
-            let started = Instant::now();
+            let started = busy();
             for piece in [7, input.len()] {
                 let (messages, error) = decode_pieces(format, &kinds(), input.chunks(piece));
                 assert_eq!((messages.len(), error), (count, None));
             }
-            started.elapsed()
+            busy() - started
         };
         // A document of YAML takes a hundred times as long as a message in bytes.
         let count = if format == Format::Yaml { 30 } else { 500 };
@@ -238,13 +237,22 @@ fn a_long_stream_is_read_in_linear_time() {
     }
 }
 
+/// How long this thread has had a processor, which others do not make longer; where Linux does not say, how late it is.
+fn busy() -> Duration {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanos = statistics.and_then(|text| text.split_whitespace().next()?.parse().ok());
+    nanos.map_or_else(|| START.elapsed(), Duration::from_nanos)
+}
+
 /// Sixteen times the input takes about sixteen times as long. A hundred times leaves room for a busy machine, as do
 /// several tries; the square would be more than two hundred each time.
 fn is_linear(format: Format, mut times: impl FnMut() -> (Duration, Duration)) {
     let mut tries = Vec::new();
-    while tries.len() < 10 {
+    while tries.len() < 5 {
         let (short, long) = times();
-        if long < 100 * short {
+        // The clock may go in steps of some milliseconds; the square takes seconds.
+        if long < 100 * short.max(Duration::from_millis(10)) {
             return;
         }
         tries.push((short, long));
@@ -259,10 +267,10 @@ fn a_long_message_is_read_in_linear_time() {
         let time = |length: usize| {
             let text = format!("{{\"fString\": \"{}\"}}", "x\\n ".repeat(length));
             let input = Encoder::new(format, false).encode(&read(Format::Json, &text)).unwrap();
-            let started = Instant::now();
+            let started = busy();
             let (messages, error) = decode_pieces(format, &kinds(), input.chunks(7));
             assert_eq!((messages.len(), error), (1, None));
-            started.elapsed()
+            busy() - started
         };
         is_linear(format, || (time(4_000), time(64_000)));
     }

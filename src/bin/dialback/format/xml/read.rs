@@ -112,10 +112,10 @@ fn field(element: &Element, message: &mut DynamicMessage, seen: &mut HashSet<u32
         let key = decode(element, "key-encoding", key.to_owned())?;
         let parsed = scalar::parse_key(&key_kind, &key).map_err(at)?;
         let value = value(element, &value_kind).map_err(|fault| fault.within(Step::Key(key.clone())))?;
-        if let Value::Map(map) = slot.get_mut(message) {
-            if map.insert(parsed, value).is_some() {
-                return Err(at(Problem::Twice).within(Step::Key(key)));
-            }
+        if let Value::Map(map) = slot.get_mut(message)
+            && map.insert(parsed, value).is_some()
+        {
+            return Err(at(Problem::Twice).within(Step::Key(key)));
         }
         return Ok(());
     }
