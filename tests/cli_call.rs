@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::child::Keys;
 use common::command::{dialback, finish, run, run_with};
 use common::kinds::{self, Kinds, Reflects};
+use common::proxy::Proxy;
 use common::rig::{AGENT, soon};
 use common::tls::Certificates;
 use dialback::gateway::{Gateway, PolicyFile};
@@ -123,7 +124,7 @@ async fn a_status_is_printed_with_its_details_and_is_the_exit_code() {
         run(&["call", "-plaintext", "-format-error", "-d", data, &address, "dialback.kinds.v1.Probe/Fail"]).await;
     let status: serde_json::Value = serde_json::from_str(&answer.err).expect("JSON");
     assert_eq!((answer.code, &status["code"], &status["details"][0]["reason"]), (69, &5.into(), &"GONE".into()));
-    // A call to one that is not there.
+    // OK, and no message.
     let missing = run(&["call", "-plaintext", &address, "dialback.kinds.v1.Probe/Mute"]).await;
     missing.fails(77, &["Code: Internal", "without a message"]);
 }
@@ -151,6 +152,37 @@ async fn what_is_sent_and_received_is_told_on_stderr() {
     let missing =
         run(&["call", "-plaintext", "-expand-headers", "-H", "a: ${NOT_THERE_AT_ALL}", &address, UNARY]).await;
     missing.fails(64, &["NOT_THERE_AT_ALL"]);
+}
+
+#[tokio::test]
+async fn the_server_is_told_who_calls_and_may_compress() {
+    let (_server, address) = start().await;
+    let call = ["call", "-plaintext", "-v", "-user-agent", "ours", "-keepalive-time", "5", "-d", r#"{"fInt32": 1}"#];
+    let answer = run(&[&call[..], &[&address, UNARY]].concat()).await;
+    assert_eq!((answer.code, answer.out.as_str()), (0, "{\n  \"fInt32\": 1\n}\n"));
+    let agent = format!("x-user-agent: ours dialback/{}", env!("CARGO_PKG_VERSION"));
+    for part in [agent.as_str(), "x-grpc-accept-encoding: gzip"] {
+        assert!(answer.err.contains(part), "no {part:?} in {}", answer.err);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_is_unavailable() {
+    let (server, _) = start().await;
+    let proxy = Proxy::to(server.address).await;
+    let address = proxy.address().to_string();
+    let endless = ["call", "-plaintext", "-d", r#"{"fInt32": 1}"#, &address, "dialback.kinds.v1.Probe/Endless"];
+    let mut command = dialback(&endless);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), out.read_exact(&mut [0; 40])).await.unwrap().unwrap();
+    drop(proxy);
+    tokio::spawn(async move { tokio::io::copy(&mut out, &mut tokio::io::sink()).await });
+    let output = soon("the end", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("Code: Unavailable") && said.contains("is lost"), "{said}");
 }
 
 #[tokio::test]
@@ -311,6 +343,9 @@ async fn a_response_may_be_so_long_and_no_longer() {
     let file = file.to_str().unwrap();
     let answer = run(&["call", "-plaintext", "-f", file, &address, UNARY]).await;
     answer.fails(72, &["Code: ResourceExhausted", "-max-msg-sz"]);
+    let bidi = format!("{SERVICE}/Bidi"); // not compressed
+    let answer = run(&["call", "-plaintext", "-f", file, &address, &bidi]).await;
+    answer.fails(72, &["Code: ResourceExhausted", "-max-msg-sz"]);
     let answer = run(&["call", "-plaintext", "-max-msg-sz", "6000000", "-f", file, &address, UNARY]).await;
     assert_eq!(answer.text().len(), 5_000_000 + "{\n  \"fString\": \"\"\n}\n".len());
 }
@@ -320,7 +355,7 @@ async fn unix_sockets_are_dialled() {
     let (mut server, _) = start().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    server.also_at(path.clone()).await;
+    server.also_at(path.clone());
     let path = path.to_str().unwrap();
     for address in [&[format!("unix:{path}").as_str()][..], &["-unix", path], &[&format!("unix://{path}")]] {
         assert_eq!(run(&[&["call", "-plaintext"], address, &[UNARY]].concat()).await.text(), "{}\n", "{address:?}");
@@ -450,6 +485,7 @@ async fn agents_are_called_through_a_gateway() {
     let with_files = [&["--agent", "laptop-2"], &FILES[..]].concat();
     call(&with_files, UNARY).await.fails(69, &["Code: NotFound", "no agent laptop-2", &expected]);
     call(&FILES, UNARY).await.fails(67, &["Code: InvalidArgument", "pass --agent ID", &expected]);
+    call(&[], UNARY).await.fails(1, &["no service", "pass --agent ID", &expected]);
     call(&["--agent", "No Id"], UNARY).await.fails(64, &["--agent No Id"]);
     server.abort();
 }
