@@ -295,15 +295,23 @@ async fn time_is_limited() {
 
 #[tokio::test]
 async fn ctrl_c_resets_the_call() {
-    let (server, address) = start().await;
-    let method = "dialback.kinds.v1.Probe/Hang";
-    let mut command = dialback(&["call", "-plaintext", &address, method]);
+    // A server on HTTP/2 itself, which can tell a reset from a connection that is closed.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut command = dialback(&[&["call", "-plaintext"], &FILES[..], &[&address, UNARY]].concat());
     let mut child = command.stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    tokio::time::timeout(Duration::from_secs(60), server.began.acquire()).await.unwrap().unwrap().forget();
+    let stream = tokio::time::timeout(Duration::from_secs(60), listener.accept()).await.unwrap().unwrap().0;
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_request, mut answer) = soon("the call", connection.accept()).await.unwrap().unwrap();
     let signal = format!("kill -INT {}", child.id().unwrap());
     assert!(std::process::Command::new("sh").args(["-c", &signal]).status().unwrap().success());
+    let reset = std::future::poll_fn(|cx| {
+        let _ = connection.poll_closed(cx); // it reads
+        answer.poll_reset(cx)
+    });
+    assert_eq!(soon("the reset", reset).await.unwrap(), h2::Reason::CANCEL);
+    drop(connection);
     assert_eq!(soon("the end", child.wait()).await.unwrap().code(), Some(130));
-    soon("the reset", server.cancelled.acquire()).await.unwrap().forget();
 }
 
 #[tokio::test]

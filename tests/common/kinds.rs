@@ -32,8 +32,6 @@ pub enum Reflects {
 /// A running server. Dropping it ends it.
 pub struct Kinds {
     pub address: SocketAddr,
-    /// One permit for each call of `Hang` that has come.
-    pub began: Arc<Semaphore>,
     /// One permit for each call that its client gave up.
     pub cancelled: Arc<Semaphore>,
     _tasks: JoinSet<()>,
@@ -46,10 +44,10 @@ impl Kinds {
         let address = listener.local_addr().expect("bound");
         let mut tasks = JoinSet::new();
         let calls = Calls::default();
-        let (began, cancelled) = (calls.began.clone(), calls.cancelled.clone());
+        let cancelled = calls.cancelled.clone();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         tasks.spawn(async move { router(calls, reflects).serve_with_incoming(incoming).await.expect("serve") });
-        Self { address, began, cancelled, _tasks: tasks }
+        Self { address, cancelled, _tasks: tasks }
     }
 
     /// The same on a Unix socket, too.
@@ -115,14 +113,12 @@ fn router(calls: Calls, reflects: Reflects) -> tonic::transport::server::Router 
 /// What the methods have in common.
 #[derive(Clone)]
 struct Calls {
-    began: Arc<Semaphore>,
     cancelled: Arc<Semaphore>,
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        let none = || Arc::new(Semaphore::new(0));
-        Self { began: none(), cancelled: none() }
+        Self { cancelled: Arc::new(Semaphore::new(0)) }
     }
 }
 
@@ -240,7 +236,7 @@ impl Service<http::Request<Body>> for Probe {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answering {
-        let Calls { began, cancelled } = self.0.clone();
+        let cancelled = self.0.cancelled.clone();
         Box::pin(async move {
             let mut grpc = Grpc::new(Encoded);
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
@@ -248,7 +244,6 @@ impl Service<http::Request<Body>> for Probe {
                 "Fail" => grpc.unary(service_fn(|request| async move { fail(&request) }), request).await,
                 "Hang" => {
                     let hang = |_: Request<Bytes>| {
-                        began.add_permits(1);
                         let guard = Guard(cancelled.clone());
                         async move {
                             let _guard = guard;
