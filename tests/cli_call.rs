@@ -107,13 +107,12 @@ async fn replies_come_while_stdin_is_open() {
 async fn a_status_is_printed_with_its_details_and_is_the_exit_code() {
     let (_server, address) = start().await;
     let data = r#"{"code": 5, "message": "no such thing", "details": [
-        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "GONE", "domain": "example.com"},
+        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "GONE"},
         {"@type": "type.googleapis.com/dialback.kinds.v1.Unlisted", "secret": "s"}]}"#;
     let answer = run(&["call", "-plaintext", "-d", data, &address, "dialback.kinds.v1.Probe/Fail"]).await;
     let expected = "ERROR:\n  Code: NotFound\n  Message: no such thing\n  Details:\n  1)\t{\n    \t  \"@type\": \
-                    \"type.googleapis.com/google.rpc.ErrorInfo\",\n    \t  \"reason\": \"GONE\",\n    \t  \"domain\": \
-                    \"example.com\"\n    \t}\n  2)\t{\n    \t  \"@type\": \
-                    \"type.googleapis.com/dialback.kinds.v1.Unlisted\",\n    \t  \"secret\": \"s\"\n    \t}\n";
+                    \"type.googleapis.com/google.rpc.ErrorInfo\",\n    \t  \"reason\": \"GONE\"\n    \t}\n  2)\t{\n    \t  \
+                    \"@type\": \"type.googleapis.com/dialback.kinds.v1.Unlisted\",\n    \t  \"secret\": \"s\"\n    \t}\n";
     assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (69, "", expected));
     for code in 1..=16 {
         let data = format!("{{\"code\": {code}}}");
