@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::child::Keys;
 use common::command::{dialback, finish, run, run_with};
 use common::kinds::{self, Kinds, Reflects};
+use common::proxy::Proxy;
 use common::rig::{AGENT, soon};
 use common::tls::Certificates;
 use dialback::gateway::{Gateway, PolicyFile};
@@ -106,13 +107,12 @@ async fn replies_come_while_stdin_is_open() {
 async fn a_status_is_printed_with_its_details_and_is_the_exit_code() {
     let (_server, address) = start().await;
     let data = r#"{"code": 5, "message": "no such thing", "details": [
-        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "GONE", "domain": "example.com"},
+        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "GONE"},
         {"@type": "type.googleapis.com/dialback.kinds.v1.Unlisted", "secret": "s"}]}"#;
     let answer = run(&["call", "-plaintext", "-d", data, &address, "dialback.kinds.v1.Probe/Fail"]).await;
     let expected = "ERROR:\n  Code: NotFound\n  Message: no such thing\n  Details:\n  1)\t{\n    \t  \"@type\": \
-                    \"type.googleapis.com/google.rpc.ErrorInfo\",\n    \t  \"reason\": \"GONE\",\n    \t  \"domain\": \
-                    \"example.com\"\n    \t}\n  2)\t{\n    \t  \"@type\": \
-                    \"type.googleapis.com/dialback.kinds.v1.Unlisted\",\n    \t  \"secret\": \"s\"\n    \t}\n";
+                    \"type.googleapis.com/google.rpc.ErrorInfo\",\n    \t  \"reason\": \"GONE\"\n    \t}\n  2)\t{\n    \t  \
+                    \"@type\": \"type.googleapis.com/dialback.kinds.v1.Unlisted\",\n    \t  \"secret\": \"s\"\n    \t}\n";
     assert_eq!((answer.code, answer.out.as_str(), answer.err.as_str()), (69, "", expected));
     for code in 1..=16 {
         let data = format!("{{\"code\": {code}}}");
@@ -123,7 +123,7 @@ async fn a_status_is_printed_with_its_details_and_is_the_exit_code() {
         run(&["call", "-plaintext", "-format-error", "-d", data, &address, "dialback.kinds.v1.Probe/Fail"]).await;
     let status: serde_json::Value = serde_json::from_str(&answer.err).expect("JSON");
     assert_eq!((answer.code, &status["code"], &status["details"][0]["reason"]), (69, &5.into(), &"GONE".into()));
-    // A call to one that is not there.
+    // OK, and no message.
     let missing = run(&["call", "-plaintext", &address, "dialback.kinds.v1.Probe/Mute"]).await;
     missing.fails(77, &["Code: Internal", "without a message"]);
 }
@@ -151,6 +151,37 @@ async fn what_is_sent_and_received_is_told_on_stderr() {
     let missing =
         run(&["call", "-plaintext", "-expand-headers", "-H", "a: ${NOT_THERE_AT_ALL}", &address, UNARY]).await;
     missing.fails(64, &["NOT_THERE_AT_ALL"]);
+}
+
+#[tokio::test]
+async fn the_server_is_told_who_calls_and_may_compress() {
+    let (_server, address) = start().await;
+    let call = ["call", "-plaintext", "-v", "-user-agent", "ours", "-keepalive-time", "5", "-d", r#"{"fInt32": 1}"#];
+    let answer = run(&[&call[..], &[&address, UNARY]].concat()).await;
+    assert_eq!((answer.code, answer.out.as_str()), (0, "{\n  \"fInt32\": 1\n}\n"));
+    let agent = format!("x-user-agent: ours dialback/{}", env!("CARGO_PKG_VERSION"));
+    for part in [agent.as_str(), "x-grpc-accept-encoding: gzip"] {
+        assert!(answer.err.contains(part), "no {part:?} in {}", answer.err);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_is_unavailable() {
+    let (server, _) = start().await;
+    let proxy = Proxy::to(server.address).await;
+    let address = proxy.address().to_string();
+    let mut command = dialback(&["call", "-plaintext", "-d", "@", &address, &format!("{SERVICE}/Bidi")]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"{}").await.unwrap();
+    let mut out = child.stdout.take().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), out.read_exact(&mut [0; 3])).await.unwrap().unwrap();
+    drop(proxy);
+    let output = soon("the end", child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("Code: Unavailable") && said.contains("is lost"), "{said}");
 }
 
 #[tokio::test]
@@ -263,18 +294,23 @@ async fn time_is_limited() {
 
 #[tokio::test]
 async fn ctrl_c_resets_the_call() {
-    let (server, address) = start().await;
-    let method = "dialback.kinds.v1.Probe/Hang";
-    let mut command = dialback(&["call", "-plaintext", "-v", &address, method]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    while !soon("-v's lines", lines.next_line()).await.unwrap().expect("more lines").contains("metadata to send") {}
+    // A server on HTTP/2 itself, which can tell a reset from a connection that is closed.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut command = dialback(&[&["call", "-plaintext"], &FILES[..], &[&address, UNARY]].concat());
+    let mut child = command.stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let stream = tokio::time::timeout(Duration::from_secs(60), listener.accept()).await.unwrap().unwrap().0;
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let (_request, mut answer) = soon("the call", connection.accept()).await.unwrap().unwrap();
     let signal = format!("kill -INT {}", child.id().unwrap());
     assert!(std::process::Command::new("sh").args(["-c", &signal]).status().unwrap().success());
+    let reset = std::future::poll_fn(|cx| {
+        let _ = connection.poll_closed(cx); // it reads
+        answer.poll_reset(cx)
+    });
+    assert_eq!(soon("the reset", reset).await.unwrap(), h2::Reason::CANCEL);
+    drop(connection);
     assert_eq!(soon("the end", child.wait()).await.unwrap().code(), Some(130));
-    // It was sent, or never began: a call that was under way is not left to itself.
-    let _ = tokio::time::timeout(Duration::from_secs(2), server.cancelled.acquire()).await;
 }
 
 #[tokio::test]
@@ -311,6 +347,9 @@ async fn a_response_may_be_so_long_and_no_longer() {
     let file = file.to_str().unwrap();
     let answer = run(&["call", "-plaintext", "-f", file, &address, UNARY]).await;
     answer.fails(72, &["Code: ResourceExhausted", "-max-msg-sz"]);
+    let bidi = format!("{SERVICE}/Bidi"); // not compressed
+    let answer = run(&["call", "-plaintext", "-f", file, &address, &bidi]).await;
+    answer.fails(72, &["Code: ResourceExhausted", "-max-msg-sz"]);
     let answer = run(&["call", "-plaintext", "-max-msg-sz", "6000000", "-f", file, &address, UNARY]).await;
     assert_eq!(answer.text().len(), 5_000_000 + "{\n  \"fString\": \"\"\n}\n".len());
 }
@@ -320,7 +359,7 @@ async fn unix_sockets_are_dialled() {
     let (mut server, _) = start().await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    server.also_at(path.clone()).await;
+    server.also_at(path.clone());
     let path = path.to_str().unwrap();
     for address in [&[format!("unix:{path}").as_str()][..], &["-unix", path], &[&format!("unix://{path}")]] {
         assert_eq!(run(&[&["call", "-plaintext"], address, &[UNARY]].concat()).await.text(), "{}\n", "{address:?}");
@@ -450,6 +489,7 @@ async fn agents_are_called_through_a_gateway() {
     let with_files = [&["--agent", "laptop-2"], &FILES[..]].concat();
     call(&with_files, UNARY).await.fails(69, &["Code: NotFound", "no agent laptop-2", &expected]);
     call(&FILES, UNARY).await.fails(67, &["Code: InvalidArgument", "pass --agent ID", &expected]);
+    call(&[], UNARY).await.fails(1, &["no service", "pass --agent ID", &expected]);
     call(&["--agent", "No Id"], UNARY).await.fails(64, &["--agent No Id"]);
     server.abort();
 }

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::body::Body;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -51,7 +51,7 @@ impl Kinds {
     }
 
     /// The same on a Unix socket, too.
-    pub async fn also_at(&mut self, path: PathBuf) {
+    pub fn also_at(&mut self, path: PathBuf) {
         let listener = UnixListener::bind(path).expect("bind");
         let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
         let serving = router(Calls::default(), Reflects::Both).serve_with_incoming(incoming);
@@ -145,7 +145,7 @@ impl NamedService for Probe {
     const NAME: &'static str = "dialback.kinds.v1.Probe";
 }
 
-/// `x-` metadata comes back as headers.
+/// `x-` metadata comes back as headers, and so do `user-agent` and `grpc-accept-encoding`, with `x-` before them.
 fn answer<T>(request: &tonic::metadata::MetadataMap, body: T) -> Response<T> {
     let mut response = Response::new(body);
     for entry in request.iter() {
@@ -153,6 +153,11 @@ fn answer<T>(request: &tonic::metadata::MetadataMap, body: T) -> Response<T> {
             && name.as_str().starts_with("x-")
         {
             response.metadata_mut().append(name.clone(), value.clone());
+        }
+    }
+    for (name, theirs) in [("user-agent", "x-user-agent"), ("grpc-accept-encoding", "x-grpc-accept-encoding")] {
+        if let Some(value) = request.get(name) {
+            response.metadata_mut().insert(theirs, value.clone());
         }
     }
     response
@@ -173,6 +178,10 @@ impl Service<http::Request<Body>> for EveryKind {
     fn call(&mut self, request: http::Request<Body>) -> Answering {
         Box::pin(async move {
             let mut grpc = Grpc::new(Encoded).max_decoding_message_size(64 << 20);
+            // Compressed for those who take it.
+            if request.uri().path().ends_with("/Unary") {
+                grpc = grpc.send_compressed(CompressionEncoding::Gzip);
+            }
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
             Ok(match method.as_str() {
                 "Unary" => {

@@ -16,6 +16,7 @@ mod binary;
 mod error;
 mod input;
 mod json;
+mod lenient;
 mod read;
 mod sample;
 mod scalar;
@@ -135,6 +136,7 @@ pub(crate) struct Decoder {
     descriptor: MessageDescriptor,
     input: Input,
     framing: Box<dyn Framing + Send>,
+    lenient: bool,
     failed: bool,
 }
 
@@ -161,7 +163,12 @@ impl Decoder {
             Format::Text => Box::new(text::Records::default()),
             Format::Binary => Box::new(binary::Delimited),
         };
-        Self { format, descriptor, input: Input::default(), framing, failed: false }
+        Self { format, descriptor, input: Input::default(), framing, lenient: false, failed: false }
+    }
+
+    /// Passes over the fields of a JSON or YAML document that the schema does not have.
+    pub(crate) fn allow_unknown_fields(self, allow: bool) -> Self {
+        Self { lenient: allow, ..self }
     }
 
     /// Takes what came, in pieces of any size.
@@ -233,7 +240,7 @@ impl Decoder {
                 Cut::Message(length) => {
                     let offset = self.input.offset();
                     let frame = self.input.take(length);
-                    return self::decode(self.format, frame, place, offset, &self.descriptor).map(Some);
+                    return self::decode(self.format, frame, place, offset, &self.descriptor, self.lenient).map(Some);
                 }
             }
         }
@@ -246,6 +253,7 @@ fn decode(
     place: error::Place,
     offset: u64,
     descriptor: &MessageDescriptor,
+    lenient: bool,
 ) -> Result<DynamicMessage, FormatError> {
     if format == Format::Binary {
         return binary::decode(frame, offset, descriptor);
@@ -257,7 +265,10 @@ fn decode(
     };
     match format {
         Format::Yaml => {
-            let node = yaml::parse(text, place)?;
+            let mut node = yaml::parse(text, place)?;
+            if lenient {
+                lenient::prune(&mut node, descriptor);
+            }
             read::message(&node, descriptor).map_err(|fault| {
                 let at = yaml::place(place, fault.at);
                 fault.into_error(Some(at))
@@ -266,7 +277,10 @@ fn decode(
         Format::Xml => xml::parse(text, place, descriptor),
         Format::Text => text::parse(text, place, descriptor),
         Format::Json | Format::Ndjson | Format::Binary => {
-            let node = json::parse(text, place)?;
+            let mut node = json::parse(text, place)?;
+            if lenient {
+                lenient::prune(&mut node, descriptor);
+            }
             read::message(&node, descriptor).map_err(in_text)
         }
     }

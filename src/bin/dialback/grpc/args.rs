@@ -66,7 +66,7 @@ pub(crate) struct CallArgs {
     /// Format of the request, if it is another
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true, help_heading = "Request")]
     pub(super) request_format: Option<Format>,
-    /// Passes over fields that the schema does not have
+    /// Passes over fields of JSON or YAML that the schema does not have
     #[arg(long, help_heading = "Request")]
     pub(super) allow_unknown_fields: bool,
 

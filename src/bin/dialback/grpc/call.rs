@@ -100,7 +100,7 @@ impl Call<'_> {
             Ok(method) => method,
             Err(failure) => {
                 // Whoever is not there cannot be asked for a schema, either.
-                self.advise(Code::NotFound).await;
+                fleet::tell(self.session, args.metadata.agent.as_deref(), None).await;
                 return Err(failure);
             }
         };
@@ -114,7 +114,7 @@ impl Call<'_> {
             input = schema.message(input.full_name()).unwrap_or(input);
         }
         let typing = matches!(source, Source::Stdin) && std::io::stdin().is_terminal();
-        let mut requests = Requests::new(source, format, &args.set, input)?;
+        let mut requests = Requests::new(args, source, format, input)?;
         let known = began.elapsed();
 
         let progress = if method.is_server_streaming() { Progress::of_stream(typing) } else { Progress::none() };
@@ -285,15 +285,8 @@ impl Call<'_> {
             None => status::text(status, schema, self.args.format).await,
         };
         anstream::eprint!("{text}");
-        self.advise(status.code()).await;
+        fleet::tell(self.session, self.args.metadata.agent.as_deref(), Some(status.code())).await;
         Err(Failure::call(status.code()))
-    }
-
-    /// Says which agents there are, if it was about one that is not.
-    async fn advise(&self, code: Code) {
-        if let Some(advice) = fleet::advice(self.session, self.args.metadata.agent.as_deref(), code).await {
-            anstream::eprintln!("dialback: {advice}");
-        }
     }
 
     fn verbose(&self, level: u8, text: impl FnOnce() -> String) {

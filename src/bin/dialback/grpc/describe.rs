@@ -1,8 +1,5 @@
 //! `dialback describe`: symbols as `.proto` source.
 
-use prost_reflect::Kind;
-use tonic::Code;
-
 use super::args::DescribeArgs;
 use super::output::{print, printable};
 use super::schema::{Schema, Symbol, Unknown, perhaps};
@@ -10,6 +7,7 @@ use super::session::{Session, in_time, or_interrupted, schema_of_files};
 use super::{fleet, print as proto, target};
 use crate::failure::Failure;
 use crate::format;
+use prost_reflect::Kind;
 
 /// Runs `dialback describe`.
 pub(crate) async fn describe(args: DescribeArgs) -> Result<(), Failure> {
@@ -24,9 +22,7 @@ pub(crate) async fn describe(args: DescribeArgs) -> Result<(), Failure> {
         let mut schema = session.schema(&args.schema)?;
         let shown = in_time(session.deadline, show(&mut schema, symbol, &args)).await;
         if shown.is_err() {
-            if let Some(advice) = fleet::advice(session, args.metadata.agent.as_deref(), Code::NotFound).await {
-                anstream::eprintln!("dialback: {advice}");
-            }
+            fleet::tell(session, args.metadata.agent.as_deref(), None).await;
         }
         shown
     };

@@ -5,15 +5,22 @@ use std::time::Duration;
 use dialback::gateway::proto::{ListAgentsRequest, hub_client::HubClient};
 use tonic::{Code, Request};
 
+use super::output::printable;
 use super::session::Session;
 
 /// The advice must not take longer than the failure.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What there is to say about a status of a gateway: that the agent is not there, and which ones are. None if the gateway
-/// does not tell, or if it was not about the agent.
-pub(super) async fn advice(session: &Session, agent: Option<&str>, code: Code) -> Option<String> {
-    if !matches!(code, Code::NotFound | Code::Unavailable | Code::InvalidArgument) {
+/// Says on stderr that the agent is not there, and which ones are, if the gateway tells and that is what was wrong. `code`
+/// is the call's; there is none if already its schema was not to be had.
+pub(super) async fn tell(session: &Session, agent: Option<&str>, code: Option<Code>) {
+    if let Some(advice) = advice(session, agent, code).await {
+        anstream::eprintln!("dialback: {advice}");
+    }
+}
+
+async fn advice(session: &Session, agent: Option<&str>, code: Option<Code>) -> Option<String> {
+    if !matches!(code, None | Some(Code::NotFound | Code::Unavailable | Code::InvalidArgument)) {
         return None;
     }
     let mut request = Request::new(ListAgentsRequest::default());
@@ -24,12 +31,14 @@ pub(super) async fn advice(session: &Session, agent: Option<&str>, code: Code) -
     let ids: Vec<_> = agents.into_iter().map(|agent| agent.id).collect();
     let there = match ids.as_slice() {
         [] => "no agent is connected".to_owned(),
-        ids => format!("connected are {}", super::output::printable(&ids.join(", "))),
+        ids => format!("connected are {}", printable(&ids.join(", "))),
     };
     match agent {
         Some(agent) if ids.iter().any(|id| id == agent) => None,
         Some(agent) => Some(format!("the gateway has no agent {agent}: {there}")),
-        None if code == Code::InvalidArgument => Some(format!("pass --agent ID: {there}")),
+        None if matches!(code, None | Some(Code::InvalidArgument)) => {
+            Some(format!("this is a hub's gateway; to call an agent pass --agent ID: {there}"))
+        }
         None => None,
     }
 }

@@ -37,11 +37,7 @@ async fn ask(session: &Session, args: &HealthArgs, service: String) -> Result<()
         Code::NotFound if !service.is_empty() && args.metadata.agent.is_none() => {
             anstream::eprintln!("dialback: the server tells nothing of {service}");
         }
-        code => {
-            if let Some(advice) = fleet::advice(session, args.metadata.agent.as_deref(), code).await {
-                anstream::eprintln!("dialback: {advice}");
-            }
-        }
+        code => fleet::tell(session, args.metadata.agent.as_deref(), Some(code)).await,
     }
     Err(Failure::call(status.code()))
 }

@@ -56,14 +56,14 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// `assignments` are of fields, for each message.
     pub(super) fn new(
+        args: &CallArgs,
         source: Source,
         format: Format,
-        assignments: &[String],
         descriptor: MessageDescriptor,
     ) -> Result<Self, Failure> {
-        let mut decoder = Decoder::new(format, descriptor.clone());
+        let mut decoder = Decoder::new(format, descriptor.clone()).allow_unknown_fields(args.allow_unknown_fields);
+        let assignments = &args.set;
         let mut stdin = None;
         let made = matches!(source, Source::Nothing) && !assignments.is_empty();
         match source {
@@ -71,7 +71,7 @@ impl Requests {
             Source::Bytes(bytes) => decoder.push(&bytes),
             Source::Stdin => stdin = Some(read_stdin()?),
         }
-        Ok(Self { descriptor, decoder, assignments: assignments.to_vec(), stdin, made, count: 0 })
+        Ok(Self { descriptor, decoder, assignments: assignments.clone(), stdin, made, count: 0 })
     }
 
     /// The next message, or None after the last.

@@ -1,7 +1,5 @@
 //! `dialback list`: services, or the methods of one.
 
-use tonic::Code;
-
 use super::args::ListArgs;
 use super::output::print;
 use super::schema::{Schema, Symbol, Unknown, perhaps};
@@ -22,9 +20,7 @@ pub(crate) async fn list(args: ListArgs) -> Result<(), Failure> {
         let mut schema = session.schema(&args.schema)?;
         let shown = in_time(session.deadline, show(&mut schema, service.as_deref())).await;
         if shown.is_err() {
-            if let Some(advice) = fleet::advice(session, args.metadata.agent.as_deref(), Code::NotFound).await {
-                anstream::eprintln!("dialback: {advice}");
-            }
+            fleet::tell(session, args.metadata.agent.as_deref(), None).await;
         }
         shown
     };

@@ -21,7 +21,7 @@ const MOST_FILES: usize = 10_000;
 const MOST_BYTES: usize = 64 << 20;
 
 /// A thing that has a full name.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) enum Symbol {
     Service(ServiceDescriptor),
     Method(MethodDescriptor),
@@ -69,7 +69,6 @@ impl fmt::Display for Unknown {
 }
 
 /// What is known so far, and where more can be learned.
-#[derive(Debug)]
 pub(super) struct Schema {
     pool: DescriptorPool,
     server: Option<Reflection>,

@@ -65,49 +65,70 @@ impl<T> Sniffed<T> {
             let _ = first.send(what); // nobody may wait for it any more
         }
     }
+
+    /// Notes what was read. No bytes are the end.
+    fn note(&mut self, read: Result<&[u8], &io::Error>) {
+        match read {
+            _ if self.first.is_none() => {}
+            Err(error) => {
+                // An error of TLS stays one, as it tells what to do.
+                let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+                let copy = match of_tls {
+                    Some(inner) => io::Error::new(error.kind(), inner.clone()),
+                    None => io::Error::new(error.kind(), error.to_string()),
+                };
+                self.tell(First::Failed(copy));
+            }
+            Ok(new) => {
+                let missing = ENOUGH - self.seen.len();
+                self.seen.extend_from_slice(&new[..new.len().min(missing)]);
+                if new.is_empty() || self.seen.len() == ENOUGH {
+                    let what = kind(&self.seen);
+                    self.tell(what);
+                }
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> Sniffed<T> {
+    /// Reads what there is when a write has failed: a server that refuses says why, and closes, and whoever only writes
+    /// never hears it. Pending until it is there, which is soon, as the connection is at its end.
+    fn last_words(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.first.is_some() {
+            let mut bytes = [0; 64];
+            let mut buf = ReadBuf::new(&mut bytes);
+            let result = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf));
+            self.note(result.as_ref().map(|()| buf.filled()));
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Sniffed<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        if self.first.is_some() {
-            let new = &buf.filled()[before..];
-            match &result {
-                Err(error) => {
-                    // An error of TLS stays one, as it tells what to do.
-                    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-                    let copy = match of_tls {
-                        Some(inner) => io::Error::new(error.kind(), inner.clone()),
-                        None => io::Error::new(error.kind(), error.to_string()),
-                    };
-                    self.tell(First::Failed(copy));
-                }
-                Ok(()) if new.is_empty() => {
-                    let what = kind(&self.seen);
-                    self.tell(what);
-                }
-                Ok(()) => {
-                    let missing = ENOUGH - self.seen.len();
-                    self.seen.extend_from_slice(&new[..new.len().min(missing)]);
-                    if self.seen.len() == ENOUGH {
-                        let what = kind(&self.seen);
-                        self.tell(what);
-                    }
-                }
-            }
-        }
+        self.note(result.as_ref().map(|()| &buf.filled()[before..]));
         Poll::Ready(result)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Sniffed<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sniffed<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let result = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        if result.is_err() {
+            ready!(self.last_words(cx));
+        }
+        Poll::Ready(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let result = ready!(Pin::new(&mut self.io).poll_flush(cx));
+        if result.is_err() {
+            ready!(self.last_words(cx));
+        }
+        Poll::Ready(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -119,7 +140,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Sniffed<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
+        if result.is_err() {
+            ready!(self.last_words(cx));
+        }
+        Poll::Ready(result)
     }
 
     fn is_write_vectored(&self) -> bool {

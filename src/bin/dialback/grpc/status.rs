@@ -86,9 +86,11 @@ pub(super) async fn encoded(status: &Status, schema: &mut Schema, format: Format
 
 /// What a status says that this side has made up: tonic's own codes are not always those that gRPC has for it.
 pub(super) fn corrected(status: Status, server: &str) -> Status {
-    if status.code() == Code::OutOfRange && status.message().contains("decoded message length too large") {
+    let text = status.message();
+    let too_long = text.contains("decoded message length too large") || text.contains("exceeded while decompressing");
+    if too_long && matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
         // As in every other gRPC library.
-        return Status::resource_exhausted(format!("{}: see -max-msg-sz", status.message()));
+        return Status::resource_exhausted(format!("{text}: see -max-msg-sz"));
     }
     let mut cause = std::error::Error::source(&status);
     while let Some(error) = cause {
