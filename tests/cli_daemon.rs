@@ -515,6 +515,21 @@ async fn keys_may_be_several_encrypted_and_certified() {
     Daemon(Peer::start(&mut command)).logs("agent ready").await;
 }
 
+/// systemd makes the file's access list look like a group that may read (systemd.exec(5), `LoadCredential=`).
+#[tokio::test]
+async fn key_may_be_a_credential_of_systemd() {
+    use std::os::unix::fs::PermissionsExt;
+    let files = Files::new();
+    std::fs::set_permissions(files.path("host"), std::fs::Permissions::from_mode(0o440)).expect("chmod");
+    let arguments = files.hub_arguments();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-format", "json"]).collect();
+    let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
+    assert_eq!(status.code(), Some(1), "{said:?}");
+    let mut command = dialback(&arguments);
+    command.env("CREDENTIALS_DIRECTORY", files.dir.path());
+    Daemon(Peer::start(&mut command)).logs("hub ready").await;
+}
+
 #[tokio::test]
 async fn agents_come_by_websocket_and_by_unix_socket() {
     let (files, beside) = (Files::new(), Beside::start());
