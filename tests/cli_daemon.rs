@@ -423,8 +423,10 @@ async fn service_manager_is_told_how_it_goes() {
     let wait = async |wanted: &'static str| {
         let socket = socket.clone();
         let told = tokio::task::spawn_blocking(move || {
-            let mut buffer = [0; 4096];
+            let (mut buffer, begun) = ([0; 4096], std::time::Instant::now());
             loop {
+                // The watchdog's word comes again and again.
+                assert!(begun.elapsed() < Duration::from_secs(20), "it is not told {wanted:?}");
                 let len = socket.recv(&mut buffer).expect("it is told something");
                 let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
                 if text.lines().any(|line| line == wanted) {
