@@ -114,6 +114,8 @@
 //! | [`Hub::connector`], [`Tunnel::connector`], [`Agent::connector`] | tonic's `Endpoint`, other protocols | one channel for each dial |
 //! | [`Agent::incoming`], [`Hub::incoming`] | tonic's `Server` | none: yields those that the other side opens |
 //!
+//! With the feature `gateway`, `Forwards` serves what comes in from ordinary gRPC servers of any language beside the agent.
+//!
 //! A connection that is full, by its peer's limit or at 256 calls, gets another beside it, on a channel of its own. What a
 //! tunnel's `connector` and `channel` make belongs to that tunnel; those of a hub or an agent look for the tunnel
 //! anew at each dial or call. [`TunnelConnectInfo`], in a request's extensions, tells a handler who is calling. A closed

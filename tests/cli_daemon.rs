@@ -423,8 +423,10 @@ async fn service_manager_is_told_how_it_goes() {
     let wait = async |wanted: &'static str| {
         let socket = socket.clone();
         let told = tokio::task::spawn_blocking(move || {
-            let mut buffer = [0; 4096];
+            let (mut buffer, begun) = ([0; 4096], std::time::Instant::now());
             loop {
+                // The watchdog's word comes again and again.
+                assert!(begun.elapsed() < Duration::from_secs(20), "it is not told {wanted:?}");
                 let len = socket.recv(&mut buffer).expect("it is told something");
                 let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
                 if text.lines().any(|line| line == wanted) {
@@ -513,6 +515,21 @@ async fn keys_may_be_several_encrypted_and_certified() {
     let mut command = dialback(&arguments);
     command.args(["--log-format", "json"]).env("DIALBACK_IDENTITY_PASSPHRASE", "secret");
     Daemon(Peer::start(&mut command)).logs("agent ready").await;
+}
+
+/// systemd makes the file's access list look like a group that may read (systemd.exec(5), `LoadCredential=`).
+#[tokio::test]
+async fn key_may_be_a_credential_of_systemd() {
+    use std::os::unix::fs::PermissionsExt;
+    let files = Files::new();
+    std::fs::set_permissions(files.path("host"), std::fs::Permissions::from_mode(0o440)).expect("chmod");
+    let arguments = files.hub_arguments();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-format", "json"]).collect();
+    let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
+    assert_eq!(status.code(), Some(1), "{said:?}");
+    let mut command = dialback(&arguments);
+    command.env("CREDENTIALS_DIRECTORY", files.dir.path());
+    Daemon(Peer::start(&mut command)).logs("hub ready").await;
 }
 
 #[tokio::test]

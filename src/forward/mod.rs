@@ -67,7 +67,7 @@ const SERVING: Serving = Serving {
 /// |---|---|
 /// | `127.0.0.1:50051`, `http://host:port` | HTTP/2 over TCP, without TLS (h2c) |
 /// | `unix:/run/app.sock` | the same on a Unix socket |
-/// | `https://host:port` | TLS; the server's certificate has to name the host and be by an authority of the system's or of [`tls_roots`](Self::tls_roots) |
+/// | `https://host:port` | TLS; the server's certificate has to name the host and be by an authority of the system's or of [`with_tls_roots`](Self::with_tls_roots) |
 ///
 /// # What is passed on
 /// Everything as it comes: messages, headers, trailers, resets, in both directions. Deadlines are the caller's and the
@@ -126,11 +126,11 @@ impl Forwards {
         Self::with(rules.into_iter().map(|rule| rule.as_ref().to_owned()).collect(), None)
     }
 
-    /// Certificates of authorities in a PEM file that the servers' TLS may be certified by, beside those that the system
-    /// trusts. Read at each connection.
+    /// As [`new`](Self::new), with authorities in a PEM file that the servers' TLS may be certified by, beside those that
+    /// the system trusts. Read at each connection.
     ///
     /// # Errors
-    /// As [`new`](Self::new), from a list of rules that is the same as there.
+    /// As [`new`](Self::new).
     pub fn with_tls_roots<R: AsRef<str>>(
         rules: impl IntoIterator<Item = R>,
         file: impl Into<PathBuf>,

@@ -35,6 +35,7 @@ It waits for a hub that is not there yet, and gives up on what waiting does not 
 Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
 configuration again, of which --log-level, --forward and --forward-ca count at once.
 Ready (GET /readyz of --admin) is an agent that is connected and whose local servers accept connections.
+Every flag is a key of the file, too, and a variable, in which the items of a list are separated by commas.
 Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
 
 /// How long a local server may take to accept a connection, when somebody asks whether the agent is ready.

@@ -29,6 +29,7 @@ Examples:
 
 Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
 configuration again. Files of keys, certificates and policy are followed anyway.
+Every flag is a key of the file, too, and a variable, in which the items of a list are separated by commas.
 Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
 
 pub(crate) async fn run(args: HubArgs) -> Result<(), Failure> {
