@@ -284,11 +284,12 @@ impl generated::TunnelService for Handler {
         let protocol = protocol::Server::new(settings.config(), negotiated(carrier.metadata()));
         let end = Arc::new(End::new(protocol));
         let said = Said::of(&end);
+        // Before the look at `stop`: a shutdown that begins after it waits for this tunnel.
+        let counted = Counted::new(&self.0.forward);
         let mut stop = self.0.forward.stop.subscribe();
         if stop.borrow().is_some() {
             return Err(Status::unavailable("the server is shutting down"));
         }
-        let counted = Counted::new(&self.0.forward);
         // Ends with the carrier, whose end `said` tells when it is dropped.
         tokio::spawn(async move {
             let _counted = counted;
