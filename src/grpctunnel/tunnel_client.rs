@@ -29,9 +29,6 @@ use crate::ssh::Session;
 /// What asks a peer whether it lives: no peer has such a method, and each has to say so.
 const PROBE: &str = "/dialback.v1.Probe/Probe";
 
-/// What calls end with when their tunnel has; they say why.
-const LOST: &str = "the tunnel has ended";
-
 impl Protocol for protocol::Client {
     type In = proto::ServerToClient;
     type Out = proto::ClientToServer;
@@ -53,7 +50,7 @@ impl Protocol for protocol::Client {
     }
 
     fn close(&mut self) {
-        self.close(&proto::Status::new(Code::Unavailable, LOST));
+        self.close();
     }
 }
 
@@ -194,20 +191,21 @@ pub(crate) struct CallBody {
 }
 
 impl CallBody {
-    fn poll_event(&self, cx: &Context<'_>) -> Poll<Result<ResponseEvent, CloseReason>> {
-        match ready!(self.end.poll_with(cx, self.stream, For::Events, |client| client.poll_event(self.stream))) {
-            Ok(ResponseEvent::End { status, .. }) if status.message == LOST && self.end.ended().is_some() => {
-                Poll::Ready(Err(self.end.ended().unwrap_or(CloseReason::ClosedLocally)))
-            }
-            event => Poll::Ready(event),
-        }
+    fn poll_event(&self, cx: &Context<'_>) -> Poll<ResponseEvent> {
+        let event = ready!(self.end.poll_with(cx, self.stream, For::Events, |client| client.poll_event(self.stream)));
+        Poll::Ready(event.unwrap_or(ResponseEvent::Lost)) // what is not there when the tunnel has ended does not come
+    }
+
+    /// That the tunnel was lost, and why.
+    fn lost(&self) -> Failed {
+        Failed::Tunnel(self.end.ended().unwrap_or(CloseReason::ClosedLocally))
     }
 
     /// Waits for what an answer begins with.
     async fn head(mut self) -> Result<Response<Self>, Failed> {
         let mut answer = Response::new(());
         let mut head = HeaderMap::new();
-        match poll_fn(|cx| self.poll_event(cx)).await.map_err(Failed::Tunnel)? {
+        match poll_fn(|cx| self.poll_event(cx)).await {
             ResponseEvent::Headers(headers) => {
                 head = into_headers(headers).map_err(|error| Failed::Call(Status::internal(error.to_string())))?;
             }
@@ -218,6 +216,7 @@ impl CallBody {
                 head = ended(status, trailers);
                 self.over(Answer::Done);
             }
+            ResponseEvent::Lost => return Err(self.lost()),
         }
         *answer.headers_mut() = head;
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -255,13 +254,13 @@ impl Body for CallBody {
                 Answer::Open => self.state = Answer::Open,
             }
             match ready!(self.poll_event(cx)) {
-                Ok(ResponseEvent::Headers(_)) => {} // never: they come first
-                Ok(ResponseEvent::Message { size, data }) => self.framed.begin(size, data),
-                Ok(ResponseEvent::More(data)) => self.framed.more(data),
-                Ok(ResponseEvent::End { status, trailers }) => self.over(Answer::Ended(ended(status, trailers))),
-                Err(reason) => {
+                ResponseEvent::Headers(_) => {} // never: they come first
+                ResponseEvent::Message { size, data } => self.framed.begin(size, data),
+                ResponseEvent::More(data) => self.framed.more(data),
+                ResponseEvent::End { status, trailers } => self.over(Answer::Ended(ended(status, trailers))),
+                ResponseEvent::Lost => {
                     self.over(Answer::Done);
-                    return Poll::Ready(Some(Err(Failed::Tunnel(reason))));
+                    return Poll::Ready(Some(Err(self.lost())));
                 }
             }
         }

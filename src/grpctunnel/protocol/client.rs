@@ -31,6 +31,8 @@ pub(crate) enum ResponseEvent {
     More(Bytes),
     /// The call is over. If it is in the middle of a message, the status is an error.
     End { status: Status, trailers: Metadata },
+    /// The tunnel is lost, and with it whatever was to come: the call is over.
+    Lost,
 }
 
 /// What a call goes through; each is passed at most once.
@@ -46,7 +48,8 @@ struct Call {
     opening: Option<Box<NewStream>>,
     half_close: HalfClose,
     headers: Headers,
-    end: Option<Box<(Status, Metadata)>>,
+    /// [`ResponseEvent::End`] or [`ResponseEvent::Lost`].
+    end: Option<Box<ResponseEvent>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -321,7 +324,7 @@ impl Client {
             let status = Status::new(Code::Cancelled, "the call is over");
             return Some(ResponseEvent::End { status, trailers: Metadata::default() });
         };
-        if matches!(event, Some(ResponseEvent::End { .. })) {
+        if matches!(event, Some(ResponseEvent::End { .. } | ResponseEvent::Lost)) {
             self.streams.remove(id, false);
         }
         event
@@ -344,13 +347,13 @@ impl Client {
         self.streams.len()
     }
 
-    /// The tunnel is lost: every call ends with `status`, after what was received before. Nothing is sent, received or
-    /// opened any more.
-    pub(crate) fn close(&mut self, status: &Status) {
+    /// The tunnel is lost, and so is every call, after what was received before. Nothing is sent, received or opened any
+    /// more.
+    pub(crate) fn close(&mut self) {
         self.closed = true;
         self.cancelled = VecDeque::new();
         for id in self.streams.end() {
-            self.streams.with(id, |stream| stream.end(status.clone(), Metadata::default()));
+            self.streams.with(id, |stream| stream.end_with(ResponseEvent::Lost));
         }
     }
 }
@@ -378,11 +381,15 @@ impl Stream<Call> {
         }
     }
 
-    /// Nothing more is sent, and nothing comes after what is there. The first end stands.
     fn end(&mut self, status: Status, trailers: Metadata) {
+        self.end_with(ResponseEvent::End { status, trailers });
+    }
+
+    /// Nothing more is sent, and nothing comes after what is there. The first end stands.
+    fn end_with(&mut self, end: ResponseEvent) {
         self.outbox.clear();
         self.inbox.finish();
-        self.role.end.get_or_insert_with(|| Box::new((status, trailers)));
+        self.role.end.get_or_insert_with(|| Box::new(end));
     }
 
     /// The frame that goes before data, if there is one.
@@ -415,8 +422,7 @@ impl Stream<Call> {
             None => {}
         }
         if let Some(end) = &mut self.role.end {
-            let (status, trailers) = std::mem::take(&mut **end);
-            return Some(ResponseEvent::End { status, trailers });
+            return Some(std::mem::replace(&mut **end, ResponseEvent::Lost)); // the call is forgotten with it
         }
         self.reader_waits = true;
         None

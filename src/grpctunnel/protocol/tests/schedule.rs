@@ -278,6 +278,7 @@ impl World {
             Some(ResponseEvent::End { status, .. }) => {
                 (reader.over, call.end) = (true, Some(status));
             }
+            Some(ResponseEvent::Lost) => panic!("the tunnel stands"),
             None => {
                 reader.waits = true;
                 return false;
