@@ -71,7 +71,8 @@
 //! Several tunnels of one id are a pool: each call takes the less busy of two random ones ([`Balance`]), a dead one is
 //! never picked, and a call that never reached its agent is sent once more, on another. [`TunnelPolicy`] says otherwise. The
 //! tunnels of one id are all opened with the same key, or under the same authority: what *another* key opens is refused
-//! while one of them lives, so replicas with keys of their own have ids of their own and a label in common.
+//! while one of them lives, so replicas with keys of their own have ids of their own and a label in common. Who
+//! counts as the same is yours to say: [`Grant::holder`].
 //!
 //! An agent that comes back takes the place of the tunnel it lost, even if the hub has not noticed the loss: an agent's
 //! first line on the wire says which of its connections this is. Where that says nothing (a stock `ssh -R`, or an agent

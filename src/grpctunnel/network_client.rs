@@ -154,7 +154,13 @@ impl TunnelBuilder {
 
     /// Opens a tunnel, or [several](Self::tunnels), by which the peer calls `routes`, and keeps them open.
     ///
-    /// Handlers find a [`Carrier`] in a request's extensions, with what the peer answered when the tunnel was opened.
+    /// Handlers find a [`Carrier`](super::Carrier) in a request's extensions, with what the peer answered when the tunnel
+    /// was opened.
+    ///
+    /// `Ok` means that the peer has taken the tunnel. The protocol has no word for more: a [hub](super::TunnelService)
+    /// answers when it has let the tunnel in, and still refuses it when another, opened at the same moment, was faster;
+    /// other peers may answer before they decide. What is refused then is tried again, and
+    /// [`status`](ReverseTunnel::status) tells why.
     ///
     /// # Errors
     /// [`OpenError`], when the first attempt fails. After the first success it never gives up.

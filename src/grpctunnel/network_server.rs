@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use http::Extensions;
+use http::header::AUTHORIZATION;
 use http::uri::Authority;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
@@ -114,6 +116,9 @@ impl TunnelServiceBuilder {
     /// Who opens one says who it is with the metadata `dialback-agent-id: <id>`, and the hub's
     /// [`Authorizer`](crate::Authorizer) judges that by the carrier's metadata ([`Credential::Metadata`]); the built-in ones,
     /// which judge keys, refuse all. Or [`identify`](Self::identify) tells.
+    ///
+    /// While a tunnel of an id lives, one that is opened with other `authorization` metadata is refused. For tokens that
+    /// change, or identity by other means, as TLS certificates, the grant says who [holds the id](Grant::holder).
     pub fn reverse(mut self, hub: &Hub) -> Self {
         self.hub = Some(hub.door());
         self
@@ -206,7 +211,7 @@ impl Shared {
     fn identified(&self, carrier: &Request<()>) -> Result<Option<Known>, Status> {
         let Some(identify) = &self.identify else { return Ok(None) };
         let (agent, grant) = identify(carrier)?;
-        Ok(Some((agent, Box::new(Proof { grant, claim: None, holder: "grpctunnel".into() }))))
+        Ok(Some((agent, Box::new(Proof::new(grant, None, holder(carrier))))))
     }
 
     /// Asks the hub's authorizer about what the peer says of itself.
@@ -222,7 +227,7 @@ impl Shared {
         match timeout(self.settings.establishment, hub.authorizer.authorize(&claim)).await {
             Ok(Ok(grant)) => {
                 let agent = claim.agent_id.clone();
-                Ok((agent, Box::new(Proof { grant, claim: Some(claim), holder: "grpctunnel".into() })))
+                Ok((agent, Box::new(Proof::new(grant, Some(claim), holder(carrier)))))
             }
             // What is said against a claim is for the hub's log; a stranger learns only "no".
             Ok(Err(denied)) => {
@@ -234,6 +239,14 @@ impl Shared {
                 Err(Status::unavailable("try again"))
             }
         }
+    }
+}
+
+/// Who holds an id that was proved on this carrier, as far as that shows: its token, known by a hash alone.
+fn holder(carrier: &Request<()>) -> String {
+    match carrier.metadata().get(AUTHORIZATION.as_str()) {
+        Some(token) => format!("authorization {:02x?}", Sha256::digest(token.as_encoded_bytes()).as_slice()),
+        None => "grpctunnel".into(),
     }
 }
 
@@ -330,7 +343,6 @@ impl generated::TunnelService for Handler {
         let settings = &self.0.settings;
         let protocol = protocol::Client::new(settings.config(), negotiated(carrier.metadata()));
         let caller = Arc::new(Caller::new(protocol));
-        let said = Said::of(caller.end());
         let (id, peer) = (TunnelId::next(), carrier.remote_addr());
         let session = Session::new(SessionParts {
             id,
@@ -346,26 +358,24 @@ impl generated::TunnelService for Handler {
             span: tracing::info_span!("tunnel", agent = %agent, %id, ?peer),
             agent,
         });
-        session.set_opener(Opener::Calls(caller.clone()));
+        let end = caller.end().clone();
+        session.set_opener(Opener::Calls(caller));
+        let guest = Guest { end, session };
+        // Dropped before the guest, it tells that the carrier has ended.
+        let said = Said::of(&guest.end);
         let seat = carrier.metadata().get(SEAT_METADATA).and_then(|seat| seat.to_str().ok()).unwrap_or_default();
-        let greeting = format!("grpctunnel {seat}");
-        // Ends with the carrier, whose end `said` tells when it is dropped.
-        tokio::spawn(keep(session, caller, incoming, hub, settings.establishment, greeting));
+        // Nothing in the protocol tells an opener that it is in, so what is known by now is said before the answer.
+        hub.gate.admit(&guest.session, &format!("grpctunnel {seat}")).map_err(|reason| guest.refuse(reason))?;
+        hub.gate.contest(&guest.session).await.map_err(|reason| guest.refuse(reason))?;
+        // Ends with the carrier.
+        tokio::spawn(keep(guest, incoming, hub, settings.establishment));
         Ok(opened(said))
     }
 }
 
 /// Keeps a reverse tunnel in its hub until it ends.
-async fn keep(
-    session: Arc<Session>,
-    caller: Arc<Caller>,
-    mut incoming: Streaming<proto::ServerToClient>,
-    mut hub: HubDoor,
-    limit: Duration,
-    greeting: String,
-) {
-    let end = caller.end().clone();
-    let _finish = Finish(end.clone(), session.clone());
+async fn keep(guest: Guest, mut incoming: Streaming<proto::ServerToClient>, mut hub: HubDoor, limit: Duration) {
+    let Guest { end, session } = &guest;
     let reading = end.read(&mut incoming);
     let introduced = async {
         match timeout(limit, end.until(|client| client.revision())).await {
@@ -376,17 +386,10 @@ async fn keep(
                 return end.end(CloseReason::Protocol { error });
             }
         }
-        let wanted = match hub.gate.admit(&session, &greeting) {
-            Ok(()) => hub.gate.ready(&session, Labels::new()).await,
-            Err(reason) => Err(reason),
-        };
-        match wanted {
+        match hub.gate.ready(session, Labels::new()).await {
             Ok(Welcome::Wanted) => hub.gone().await,
-            Ok(Welcome::NotCalled) => end.end(CloseReason::Refused { reason: "this hub calls no agents".into() }),
-            Err(reason) => {
-                session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
-                end.end(CloseReason::Refused { reason });
-            }
+            Ok(Welcome::NotCalled) => _ = guest.refuse("this hub calls no agents".into()),
+            Err(reason) => _ = guest.refuse(reason),
         }
     };
     tokio::select! {
@@ -395,13 +398,25 @@ async fn keep(
     }
 }
 
-/// Tells the hub that a tunnel has ended, whatever ends its task: the user's code may panic in it.
-struct Finish(Arc<End<protocol::Client>>, Arc<Session>);
+/// A reverse tunnel. Dropping it tells the hub that it has ended, whatever ends its task: the user's code may panic in it.
+struct Guest {
+    end: Arc<End<protocol::Client>>,
+    session: Arc<Session>,
+}
 
-impl Drop for Finish {
+impl Guest {
+    /// Ends the tunnel, which the hub does not want; what is returned tells the peer.
+    fn refuse(&self, reason: String) -> Status {
+        self.session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
+        self.end.end(CloseReason::Refused { reason: reason.clone() });
+        Status::failed_precondition(reason)
+    }
+}
+
+impl Drop for Guest {
     fn drop(&mut self) {
-        self.0.end(CloseReason::ClosedLocally);
-        self.1.finish(self.0.ended().unwrap_or(CloseReason::ClosedLocally));
+        self.end.end(CloseReason::ClosedLocally);
+        self.session.finish(self.end.ended().unwrap_or(CloseReason::ClosedLocally));
     }
 }
 
