@@ -218,6 +218,7 @@ mod labels;
 mod ssh;
 #[cfg(unix)]
 mod ssh_config;
+mod stamp;
 pub mod stats;
 mod time;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
