@@ -1,16 +1,15 @@
 //! One call, from the caller to the agent and back.
 
-use std::future::{pending, poll_fn};
-use std::net::SocketAddr;
+mod clock;
+mod exchange;
 #[cfg(feature = "grpctunnel")]
-use std::pin::Pin;
+mod own;
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-#[cfg(feature = "grpctunnel")]
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-#[cfg(feature = "grpctunnel")]
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,20 +18,18 @@ use h2::{Reason, RecvStream, SendStream};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status, body::Body};
 
+use self::clock::{Clock, Rings, expired, reached};
+use self::exchange::Exchange;
 use super::builder::Shared;
 use super::callers::authenticate;
 use super::policy::{CallerName, Policy};
 use super::services;
 use super::target::{self, AGENT_METADATA, Target, advice, is_method};
 use crate::connector::DialError;
-use crate::http2::{
-    Gathered, Placed, ReceivedBody, Relay, Relayed, Upload, Way, address, failed, strip_hop_by_hop, timeout_of,
-};
-#[cfg(feature = "grpctunnel")]
-use crate::http2::{SharedBody, SharedSource};
+use crate::http2::{Gathered, Placed, ReceivedBody, Upload, strip_hop_by_hop, timeout_of};
 use crate::hub::{Admits, Registry, Selector, ToAgents};
 use crate::id::AgentId;
 use crate::labels::Labels;
@@ -248,18 +245,6 @@ fn remove_own_metadata(headers: &mut HeaderMap) {
     }
 }
 
-fn expired() -> Status {
-    Status::deadline_exceeded("the call's deadline passed at the gateway")
-}
-
-/// Waits for a deadline, if there is one.
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
-    }
-}
-
 /// A status as headers or trailers.
 fn headers_of(status: &Status) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -339,232 +324,6 @@ async fn give<B>(
     }
 }
 
-/// A call to an agent whose tunnel has no channels.
-#[cfg(feature = "grpctunnel")]
-struct Own<'a> {
-    call: crate::ssh::Call,
-    _channel: crate::ssh::OwnChannel,
-    deadline: Option<Instant>,
-    shared: &'a Shared,
-}
-
-#[cfg(feature = "grpctunnel")]
-impl Own<'_> {
-    async fn run(
-        self,
-        caller: &crate::grpctunnel::Caller,
-        head: Parts,
-        body: Gathered,
-        mut respond: SendResponse<Bytes>,
-    ) {
-        let session = self.call.session();
-        let mut clock = Clock::new(self.deadline, self.shared.settings.idle);
-        let counter = Arc::new(AtomicU64::new(0));
-        let moved = || counter.load(Ordering::Relaxed);
-        let (stall, source) = (self.shared.settings.stall, SharedSource::new(body));
-        // As long as the call takes: what the caller sends must not pile up in h2.
-        let mut taking = pin!(source.taking(stall, &self.shared.held));
-        let mut calling = pin!(caller.call(head, Counted { body: SharedBody(source.clone()), moved: counter.clone() }));
-        let answer = loop {
-            tokio::select! {
-                biased;
-                answer = calling.as_mut() => break answer,
-                ended = taking.as_mut() => match ended {
-                    Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
-                    _ => return, // the caller is gone
-                },
-                _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
-                why = clock.rings() => match why {
-                    Rings::Idle if moved() != clock.moved => clock.again(moved()),
-                    why => return refuse(why.status(), &mut respond),
-                },
-            }
-        };
-        match answer {
-            Ok(answer) => {
-                let answer = answer.map(|body| Counted {
-                    body: body.ending(|lost| headers_of(&lost.status(session))),
-                    moved: counter.clone(),
-                });
-                clock.again(moved());
-                tokio::select! {
-                    () = give(answer, respond, clock, moved, stall) => {}
-                    _ = taking => {} // which resets the call, on both sides
-                }
-            }
-            Err(failure) => refuse(failure.status(session), &mut respond),
-        }
-    }
-}
-
-/// A call to an agent.
-struct Exchange<'a> {
-    placed: Placed,
-    deadline: Option<Instant>,
-    shared: &'a Shared,
-}
-
-impl Exchange<'_> {
-    async fn run(self, mut head: Parts, body: Gathered, mut respond: SendResponse<Bytes>) {
-        let Self { placed: Placed { call, way }, deadline, shared } = self;
-        let (lease, mut sender) = match way {
-            Way::Http2 { lease, sender } => (lease, sender),
-            #[cfg(feature = "grpctunnel")]
-            Way::Own { channel, caller } => {
-                let own = Own { call, _channel: channel, deadline, shared };
-                return own.run(&caller, head, body, respond).await;
-            }
-        };
-        let (idle, stall, kept) = (shared.settings.idle, shared.settings.stall, &shared.held);
-        let session = call.session();
-        head.uri = address(head.uri, &session.authority);
-        // The version is the connection's, not the call's.
-        head.version = http::Version::HTTP_2;
-        let complete = body.is_empty();
-        let sent = sender.send_request(Request::from_parts(head, ()), complete);
-        drop(sender);
-        let ((mut answer, hasty), stream) = match sent {
-            Ok((answer, stream)) => (lease.awaits(answer), stream),
-            Err(error) => {
-                lease.has_ended();
-                return refuse(failed(session, error), &mut respond);
-            }
-        };
-        let relay =
-            (!complete).then(|| Relay::new(body, stream, stall, kept).on(&lease, hasty).without(remove_own_metadata));
-        let mut up = Up { relay, before: 0, is_over: false, answered: false };
-        let mut clock = Clock::new(deadline, idle);
-        let answer = loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => break answer,
-                ended = up.next() => match ended {
-                    Relayed::SourceFailed(_) => return, // the caller is gone
-                    Relayed::Stalled => return refuse(stalled("the agent", stall), &mut respond),
-                    // The agent may answer before it has heard all.
-                    Relayed::Complete | Relayed::SinkClosed => {}
-                },
-                _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
-                why = clock.rings() => match why {
-                    Rings::Idle if up.moved() != clock.moved => clock.again(up.moved()),
-                    why => return refuse(why.status(), &mut respond),
-                },
-            }
-        };
-        let (mut head, body) = match answer {
-            Ok(answer) => answer.into_parts(),
-            Err(error) => {
-                return match error.reason().filter(|_| error.is_reset() && error.is_remote()) {
-                    Some(reason) => respond.send_reset(reason),
-                    None => refuse(failed(session, error), &mut respond),
-                };
-            }
-        };
-        up.answered = true;
-        strip_hop_by_hop(&mut head.headers);
-        head.version = http::Version::HTTP_2;
-        let complete = body.is_end_stream();
-        let Ok(stream) = respond.send_response(Response::from_parts(head, ()), complete) else { return };
-        if complete {
-            return;
-        }
-        let body = Gathered::new(body, vec![kept.clone(), lease.held().clone()]);
-        let mut down = Relay::new(body, stream, stall, kept);
-        clock.again(up.moved());
-        let status = loop {
-            tokio::select! {
-                biased;
-                ended = &mut down => match ended {
-                    Relayed::Complete | Relayed::SinkClosed => return,
-                    Relayed::Stalled => break stalled("the caller", stall),
-                    Relayed::SourceFailed(error) => match error.reason().filter(|_| error.is_reset()) {
-                        Some(reason) => return down.sink().send_reset(reason),
-                        None => break failed(session, error),
-                    },
-                },
-                ended = up.next() => match ended {
-                    Relayed::SourceFailed(_) => return, // the caller is gone
-                    Relayed::Stalled => break stalled("the agent", stall),
-                    Relayed::Complete | Relayed::SinkClosed => {}
-                },
-                why = clock.rings() => match why {
-                    Rings::Idle if up.moved() + down.moved() != clock.moved => clock.again(up.moved() + down.moved()),
-                    why => break why.status(),
-                },
-            }
-        };
-        end(down.sink(), &status);
-    }
-}
-
-/// The request's direction of a call.
-struct Up {
-    relay: Option<Relay>,
-    /// What a relay had moved that is gone.
-    before: u64,
-    is_over: bool,
-    /// The head of the answer has come.
-    answered: bool,
-}
-
-impl Up {
-    /// How it ends; never, if it has ended.
-    async fn next(&mut self) -> Relayed {
-        match &mut self.relay {
-            Some(relay) if !self.is_over => {
-                let ended = (&mut *relay).await;
-                self.is_over = true;
-                if matches!(ended, Relayed::SinkClosed) {
-                    // Nobody takes what the caller still sends.
-                    (self.before, self.relay) = (relay.moved(), None);
-                }
-                ended
-            }
-            _ => pending().await,
-        }
-    }
-
-    fn moved(&self) -> u64 {
-        self.relay.as_ref().map_or(self.before, Relay::moved)
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // An answer may come before the request was taken.
-        if let Some(relay) = self.relay.as_mut().filter(|relay| self.answered && relay.is_kept()) {
-            relay.sink().send_reset(Reason::CANCEL);
-        }
-    }
-}
-
-/// A body that counts what goes through it.
-#[cfg(feature = "grpctunnel")]
-struct Counted<B> {
-    body: B,
-    moved: Arc<AtomicU64>,
-}
-
-#[cfg(feature = "grpctunnel")]
-impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Counted<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, B::Error>>> {
-        let polled = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let len = polled.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        self.moved.fetch_add(len as u64, Ordering::Relaxed);
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-}
-
 /// Ends an answer that has begun.
 fn end(stream: &mut SendStream<Bytes>, status: &Status) {
     let _ = stream.send_trailers(headers_of(status)); // fails if the caller is gone
@@ -573,58 +332,4 @@ fn end(stream: &mut SendStream<Bytes>, status: &Status) {
 fn stalled(who: &str, after: Duration) -> Status {
     let text = format!("{who} took nothing for {after:?}, or next to nothing while too much was kept for all");
     Status::resource_exhausted(text)
-}
-
-fn idled() -> Status {
-    Status::unavailable("the call was silent for too long")
-}
-
-/// A call's deadline, and how long it may be silent.
-struct Clock {
-    deadline: Option<Instant>,
-    idle: Option<Duration>,
-    silent_at: Option<Instant>,
-    /// What had moved when it was last looked at.
-    moved: u64,
-}
-
-enum Rings {
-    Deadline,
-    Idle,
-}
-
-impl Rings {
-    fn status(self) -> Status {
-        match self {
-            Self::Deadline => expired(),
-            Self::Idle => idled(),
-        }
-    }
-}
-
-impl Clock {
-    fn new(deadline: Option<Instant>, idle: Option<Duration>) -> Self {
-        let mut clock = Self { deadline, idle, silent_at: None, moved: 0 };
-        clock.again(0);
-        clock
-    }
-
-    fn again(&mut self, moved: u64) {
-        self.moved = moved;
-        self.silent_at = self.idle.and_then(|idle| Instant::now().checked_add(idle));
-    }
-
-    async fn rings(&self) -> Rings {
-        match (self.deadline, self.silent_at) {
-            (None, None) => pending().await,
-            (Some(at), silent) if silent.is_none_or(|silent| at <= silent) => {
-                sleep_until(at).await;
-                Rings::Deadline
-            }
-            (_, silent) => {
-                reached(silent).await;
-                Rings::Idle
-            }
-        }
-    }
 }
