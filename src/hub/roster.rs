@@ -143,6 +143,14 @@ pub(crate) struct Contest<T> {
     pub(crate) reason: String,
 }
 
+/// The others that can be called, where they are not in a newcomer's way.
+struct Others<T> {
+    /// Those whose place it takes.
+    replaced: Vec<Newcomer<T>>,
+    /// Those that may be dead.
+    suspects: Vec<Newcomer<T>>,
+}
+
 /// The tunnels of one hub.
 pub(crate) struct Roster<T> {
     policy: TunnelPolicy,
@@ -225,7 +233,7 @@ impl<T: Candidate> Roster<T> {
         if newcomer.handle.is_draining() || newcomer.handle.is_closed() {
             return Err("the tunnel is closing: open a new one".into());
         }
-        let (replaced, suspects) = match self.weigh(&newcomer) {
+        let Others { replaced, suspects } = match self.weigh(&newcomer) {
             Ok(others) => others,
             Err(contest) => return Ok(Offer::Contested(contest)),
         };
@@ -245,8 +253,8 @@ impl<T: Candidate> Roster<T> {
         self.weigh(&self.members.get(&id)?.newcomer).err()
     }
 
-    /// Of those that can be called: whose place a newcomer takes, and who may be dead, since they may be the same agent's.
-    fn weigh(&self, newcomer: &Newcomer<T>) -> Result<(Vec<Newcomer<T>>, Vec<Newcomer<T>>), Contest<T>> {
+    /// What a newcomer means for those that can be called.
+    fn weigh(&self, newcomer: &Newcomer<T>) -> Result<Others<T>, Contest<T>> {
         let Newcomer { agent, holder, seat, .. } = newcomer;
         let others: Vec<Newcomer<T>> =
             self.ready_of(agent).filter(|other| !other.handle.is_closed()).cloned().collect();
@@ -269,7 +277,7 @@ impl<T: Candidate> Roster<T> {
                 return Err(Contest { rivals: handles(rivals), reason });
             }
         }
-        Ok((replaced, rivals))
+        Ok(Others { replaced, suspects: rivals })
     }
 
     /// A tunnel was turned away after it had authenticated.
