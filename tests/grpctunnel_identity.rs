@@ -11,7 +11,8 @@ use common::proxy::{Proxy, Way};
 use common::rig::{AGENT, soon};
 use common::tunnels::Tunnels;
 use dialback::grpctunnel::{OpenError, ReverseTunnel, TunnelBuilder};
-use dialback::{CloseReason, Grant, Hub, HubEvent, TunnelPolicy, tune_endpoint};
+use dialback::{AgentStatus, CloseReason, Grant, Hub, HubEvent, TunnelPolicy, tune_endpoint};
+use tokio::net::TcpListener;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::transport::Endpoint;
@@ -134,4 +135,32 @@ async fn tunnel_that_is_not_wanted_is_not_opened() {
     let refused = refusal(open(tunnels.address, "one").await);
     assert!(refused.contains("allows one"), "{refused}");
     call(&hub).await;
+}
+
+/// What a peer makes up its mind about after it has answered is no error of the opening any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusal_after_the_answer_is_told_by_the_status() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut connection = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
+        while let Some(request) = connection.accept().await {
+            let (_, mut respond) = request.unwrap();
+            let answer = http::Response::builder().header("content-type", "application/grpc");
+            let mut stream = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+            let trailers = [("grpc-status", "9"), ("grpc-message", "not today")];
+            let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            stream.send_trailers(trailers.into_iter().collect()).unwrap();
+        }
+    });
+
+    let tunnel = open(at, "one").await.unwrap();
+
+    let mut status = tunnel.status();
+    let told = status.wait_for(|status| match status {
+        AgentStatus::Connecting { last_error: Some(error), .. } => error.contains("not today"),
+        AgentStatus::Disconnected { why } => why.to_string().contains("not today"),
+        _ => false,
+    });
+    soon("the reason", told).await.unwrap();
 }
