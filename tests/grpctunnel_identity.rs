@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::echo::{Echo, payload, pb::echo_client::EchoClient};
@@ -18,6 +19,8 @@ use tonic::service::Routes;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// Whoever has a token is [`AGENT`].
 fn anybody(carrier: &Request<()>) -> Result<(dialback::AgentId, Grant), Status> {
     let token = carrier.metadata().get("authorization").ok_or_else(|| Status::unauthenticated("no token"))?;
@@ -30,13 +33,17 @@ fn fleet(carrier: &Request<()>) -> Result<(dialback::AgentId, Grant), Status> {
     anybody(carrier).map(|(agent, grant)| (agent, grant.holder("fleet 1")))
 }
 
-async fn open(at: std::net::SocketAddr, token: &str) -> Result<ReverseTunnel, OpenError> {
+async fn open(at: SocketAddr, token: &str) -> Result<ReverseTunnel, OpenError> {
+    open_within(10 * SECOND, at, token).await
+}
+
+async fn open_within(limit: Duration, at: SocketAddr, token: &str) -> Result<ReverseTunnel, OpenError> {
     let endpoint = tune_endpoint(Endpoint::try_from(format!("http://{at}")).expect("a URL"));
     let mut metadata = MetadataMap::new();
     metadata.insert("authorization", format!("Bearer {token}").parse().expect("a value"));
     let pause = Duration::from_secs(600); // what is lost stays away
     let tunnel = TunnelBuilder::new(AGENT, endpoint.connect().await.expect("connect")).metadata(metadata);
-    let tunnel = tunnel.backoff(pause, pause, pause);
+    let tunnel = tunnel.backoff(pause, pause, pause).establishment_timeout(limit);
     soon("the hub's answer", tunnel.reverse(Routes::new(Echo::default().service()))).await
 }
 
@@ -106,6 +113,22 @@ async fn dead_tunnel_holds_nothing() {
         until("the new one", || hub.get(AGENT).is_some_and(|tunnel| tunnel.id() != lost.id())).await;
         call(hub).await;
     }
+}
+
+/// A hub that waits for a sign of life from who is in the way does so whether the newcomer waits or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_tunnel_is_found_out_for_who_has_no_patience() {
+    let tunnels = Tunnels::start_with(|service| service.identify(anybody)).await;
+    let proxy = Proxy::to(tunnels.address).await;
+    let _lost = open(proxy.address(), "one").await.unwrap();
+    let lost = soon("the agent", tunnels.hub.wait_for(AGENT)).await.unwrap();
+    proxy.stall(Way::Both);
+
+    let error = open_within(SECOND, tunnels.address, "two").await.unwrap_err();
+
+    assert!(matches!(error, OpenError::TimedOut { .. }), "{error}");
+    assert_eq!(soon("the end of the dead one", lost.closed()).await.reason, CloseReason::KeepaliveTimeout);
+    let _new = open(tunnels.address, "two").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast};
-use tokio::task::JoinSet;
 
 use super::events::HubEvent;
 use super::roster::{Balance, Candidate, Contest, Newcomer, Offer, Roster, Seat, Selector, TunnelPolicy};
@@ -358,9 +357,13 @@ fn settle_labels(session: &Session, given: Labels) -> Labels {
     labels
 }
 
+/// If the newcomer that waits for it leaves, it goes on all the same, to its deadline at the latest: none stays suspect who
+/// lives, and none stays who is dead.
 async fn all_prove_alive(sessions: Vec<Arc<Session>>) {
-    let proofs: JoinSet<()> = sessions.into_iter().map(prove_alive).collect();
-    proofs.join_all().await;
+    let proofs: Vec<_> = sessions.into_iter().map(|session| tokio::spawn(prove_alive(session))).collect();
+    for proof in proofs {
+        let _ = proof.await; // it fails at the end of the runtime alone
+    }
 }
 
 async fn prove_alive(session: Arc<Session>) {
