@@ -8,7 +8,7 @@
 //! }
 //! ```
 
-use std::{env, ffi::OsString, path::Path, time::Duration};
+use std::{env, ffi::OsString, net::SocketAddr, path::Path, time::Duration};
 
 use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, HubBuilder, HubEvent, PrivateKey};
 use tempfile::TempDir;
@@ -58,6 +58,18 @@ impl Keys {
     }
 }
 
+/// What has to run for a child that is an agent by `grpctunnel`. It says "ready" once its tunnel stands.
+#[cfg(feature = "grpctunnel")]
+pub fn tunnel_agent(hub: &str) -> Vec<(&'static str, OsString)> {
+    vec![(ROLE, "tunnel-agent".into()), (ADDRESS, hub.into())]
+}
+
+/// The same for a hub, which says what that of [`Keys::hub_process`] does.
+#[cfg(feature = "grpctunnel")]
+pub fn tunnel_hub(listen: &str) -> Vec<(&'static str, OsString)> {
+    vec![(ROLE, "tunnel-hub".into()), (ADDRESS, listen.into())]
+}
+
 const ROLE: &str = "DIALBACK_TEST_ROLE";
 const KEYS: &str = "DIALBACK_TEST_KEYS";
 const ADDRESS: &str = "DIALBACK_TEST_ADDRESS";
@@ -97,12 +109,16 @@ pub fn signal(peer: &Peer, name: &str) {
 /// Acts as a child, if this process is one.
 pub async fn run() {
     let Some(role) = env::var_os(ROLE) else { return };
-    let keys = env::var_os(KEYS).expect("keys");
+    let keys = || env::var_os(KEYS).expect("keys");
     let address = env::var(ADDRESS).expect("an address");
     let living = async {
         match role.to_str() {
-            Some("agent") => be_agent(keys.as_ref(), &address).await,
-            Some("hub") => be_hub(keys.as_ref(), &address).await,
+            Some("agent") => be_agent(keys().as_ref(), &address).await,
+            Some("hub") => be_hub(keys().as_ref(), &address).await,
+            #[cfg(feature = "grpctunnel")]
+            Some("tunnel-agent") => super::tunnels::be_agent(&address).await,
+            #[cfg(feature = "grpctunnel")]
+            Some("tunnel-hub") => super::tunnels::be_hub(&address).await,
             other => panic!("no such role: {other:?}"),
         }
     };
@@ -141,8 +157,13 @@ async fn be_agent(keys: &Path, hub: &str) {
 async fn be_hub(keys: &Path, listen: &str) {
     let hub = hub(keys).unauthenticated_limits(10_000, 10_000).bind(listen).await.expect("bind");
     let _server = serve(&Echo::default(), hub.incoming());
+    tell(&hub, hub.local_addr()).await;
+}
+
+/// Says what a hub has to say, where it listens first.
+pub async fn tell(hub: &Hub, listens: SocketAddr) {
     let mut events = hub.events();
-    eprintln!("listening {}", hub.local_addr());
+    eprintln!("listening {listens}");
     loop {
         match events.next().await.expect("the hub lives") {
             HubEvent::Ready { .. } => eprintln!("agent ready"),

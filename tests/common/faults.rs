@@ -9,7 +9,7 @@ use std::{
 use dialback::{AgentStatus, Hub, Tunnel, TunnelChannel, TunnelId, TunnelIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -102,8 +102,7 @@ pub async fn successor(hub: &Hub, old: TunnelId, limit: Duration) -> (Tunnel, Du
 }
 
 /// Waits until an agent says that it is no longer connected through the tunnel it had.
-pub async fn noticed(rig: &Rig, limit: Duration) -> Duration {
-    let mut status = rig.agent.status();
+pub async fn noticed(mut status: watch::Receiver<AgentStatus>, limit: Duration) -> Duration {
     let lost = async {
         // The sender lives in the agent.
         let _ = status.wait_for(|status| !status.is_connected()).await;
@@ -135,7 +134,13 @@ pub fn sockets_at(port: u16) -> usize {
 /// This process's resident memory, in bytes.
 #[cfg(target_os = "linux")]
 pub fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    resident_of(std::process::id())
+}
+
+/// That of another process.
+#[cfg(target_os = "linux")]
+pub fn resident_of(process: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
     let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
     kib << 10
