@@ -180,7 +180,7 @@ async fn black_hole_at_the_router(way: Way) {
 
     let (why, noticed) = within(5 * SECOND, "the hub's notice", hub.line("agent gone: ")).await;
     // Long enough for the waits of TCP between its own attempts to grow beyond what is promised.
-    tokio::time::sleep_until((begun + 20 * SECOND).into()).await;
+    tokio::time::sleep_until((begun + 40 * SECOND).into()).await;
     nat.heal();
     let (_, back) = within(8 * SECOND, "the agent's return", hub.line("agent ready")).await;
     eprintln!("A2 router {way:?}: hub noticed in {noticed:?} ({why}), agent back {back:?} after the path");
