@@ -4,26 +4,66 @@
 
 mod common;
 
+use std::collections::HashSet;
+use std::future::pending;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::{
     child,
-    echo::Echo,
-    faults::{Client, call, client, end_unavailable, in_flight, noticed, sockets_at, successor, until, within},
+    echo::{Echo, payload, pb::Payload, steered},
+    faults::{
+        Bystander, Client, call, client, end_unavailable, in_flight, noticed, resident_of, sockets_at, successor,
+        until, within,
+    },
+    http2::framed,
     netns::{CLOUD, Nat},
-    peers::require_root_netns,
+    peers::{Peer, require_root_netns},
     proxy::{Proxy, Way},
+    raw_tunnel::{
+        CarrierEnd, RawHub, RawTunnel, answer, answers, asks, bytes_of, call as new_call, call_with, close,
+        good_settings, message, misfit,
+        pb::{
+            ClientToServer, Metadata, ServerToClient, client_to_server::Frame as Asked,
+            server_to_client::Frame as Answered,
+        },
+        settings,
+    },
     rig::{AGENT, soon},
     tunnels::{Tunnels, brisk_builder},
 };
-use dialback::grpctunnel::{ForwardTunnel, ReverseTunnel};
+use dialback::grpctunnel::{ForwardTunnel, OpenError, ReverseTunnel};
+use dialback::{AgentStatus, CloseReason};
+use h2::Reason;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// An agent that obeys no rule.
+const MALLORY: &str = "mallory";
+
+/// Makes the child that is a hub call [`MALLORY`], and read nothing of the answers.
+const UNREAD: &str = "DIALBACK_TEST_UNREAD";
+
 #[tokio::test]
 async fn child() {
-    child::run().await;
+    let Some(calls) = std::env::var(UNREAD).ok().and_then(|calls| calls.parse().ok()) else {
+        return child::run().await;
+    };
+    let tunnels = Tunnels::brisk_at(&child::told_address()).await;
+    let hub = tunnels.hub.clone();
+    tokio::spawn(async move {
+        hub.wait_for(MALLORY).await.expect("the hub lives");
+        for _ in 0..calls {
+            let mut client = Client::new(hub.channel(MALLORY).expect("an id"));
+            tokio::spawn(async move {
+                let _unread = client.download(payload("")).await;
+                pending::<()>().await
+            });
+        }
+    });
+    let _ = tokio::time::timeout(180 * SECOND, child::tell(&tunnels.hub, tunnels.address)).await; // its time is over
 }
 
 /// An agent that serves `echo` and is there.
@@ -255,4 +295,307 @@ async fn killed_agent_leaves_no_call_and_no_socket() {
     assert!(tunnels.hub.get(AGENT).is_none());
     until("no sockets are left", || sockets_at(port) == 0).await;
     eprintln!("B1: 100 calls ended in {ended:?}");
+}
+
+/// What becomes of what a peer has said.
+enum Fate {
+    /// It ends the tunnel, with this text.
+    Tunnel(&'static str),
+    /// It ends the call with the id 1, with this code and text.
+    Call(Code, &'static str),
+    Nothing,
+}
+
+const HANGS: &[(&str, &str)] = &[("echo-hang", "1")];
+
+/// G1: what one who makes calls must not say.
+fn of_callers() -> Vec<(&'static str, Bytes, Fate)> {
+    use Fate::{Call, Nothing, Tunnel};
+    let hanging = || new_call(1, "Unary", HANGS);
+    let half_close = |id| asks(id, Asked::HalfClose(()));
+    let update = |bytes| asks(1, Asked::WindowUpdate(bytes));
+    let sized = |size, len| asks(1, Asked::RequestMessage(misfit(size, len)));
+    let (used, never) = ("protocol error: cannot create stream ID ", "protocol error: received frame for stream ID ");
+    let unread = || new_call(1, "Chat", &[("echo-delay-ms", "600000")]);
+    let framing = "protocol error: received message with ";
+    vec![
+        ("frame of an unknown call", bytes_of([hanging(), half_close(5)]), Tunnel(never)),
+        ("frame before any call", bytes_of([half_close(0)]), Tunnel(never)),
+        ("id used twice", bytes_of([hanging(), hanging()]), Tunnel(used)),
+        ("id below another", bytes_of([new_call(3, "Unary", HANGS), new_call(2, "Unary", HANGS)]), Tunnel(used)),
+        ("negative id", bytes_of([new_call(i64::MIN, "Unary", HANGS)]), Tunnel(used)),
+        (
+            "message after half-close",
+            bytes_of([hanging(), message(1, b"x"), half_close(1), message(1, b"y")]),
+            Call(Code::InvalidArgument, "protocol error: data after half-close"),
+        ),
+        (
+            "more than the window",
+            bytes_of([unread(), sized(2 << 20, 2 << 20)]),
+            Call(Code::ResourceExhausted, "flow control window exceeded"),
+        ),
+        (
+            "2 GiB",
+            bytes_of([hanging(), sized(1 << 31, 1)]),
+            Call(Code::ResourceExhausted, "a message of 2147483648 bytes is larger than"),
+        ),
+        (
+            "4 GiB",
+            bytes_of([hanging(), sized(u32::MAX, 0)]),
+            Call(Code::ResourceExhausted, "a message of 4294967295 bytes is larger than"),
+        ),
+        (
+            "no frame",
+            bytes_of([hanging(), ClientToServer { stream_id: 1, frame: None }]),
+            Call(Code::Internal, "protocol error: unrecognized frame type"),
+        ),
+        ("window without end", bytes_of([hanging(), update(u32::MAX), update(u32::MAX), update(1 << 31)]), Nothing),
+        ("frames of a call that is over", bytes_of([hanging(), asks(1, Asked::Cancel(())), half_close(1)]), Nothing),
+        ("what cannot be decoded", framed(b"\xff\xff\xff"), Tunnel("failed to decode Protobuf message")),
+        ("compressed frame", Bytes::from_static(&[1, 0, 0, 0, 0]), Tunnel(framing)),
+        ("frame of no kind", Bytes::from_static(&[7, 0, 0, 0, 0]), Tunnel(framing)),
+        (
+            "frame of 4 GiB",
+            Bytes::from_static(&[0, 255, 255, 255, 255]),
+            Tunnel("Error, decoded message length too large"),
+        ),
+    ]
+}
+
+/// Whether a carrier ends as it should because of a peer that broke the protocol: with a status, or, where this side has opened
+/// it, by being cancelled.
+type Ends = fn(&CarrierEnd, &str) -> bool;
+
+const BY_STATUS: Ends = |end, text| matches!(end, CarrierEnd::Status(13, message) if message.starts_with(text));
+const BY_CANCEL: Ends = |end, _| *end == CarrierEnd::Reset(Some(Reason::CANCEL));
+
+/// Whoever serves on the carriers that `next` gives bears all that.
+async fn bears_callers(mut next: impl AsyncFnMut() -> RawTunnel, ends: Ends) {
+    for (name, said, fate) in of_callers() {
+        let mut raw = next().await;
+        let ServerToClient { stream_id, frame } = raw.hear().await;
+        assert!(stream_id == -1 && matches!(frame, Some(Answered::Settings(_))), "{frame:?}");
+        raw.mouth.bytes(said).await;
+        match fate {
+            Fate::Tunnel(text) => {
+                let end = raw.end::<ServerToClient>().await;
+                assert!(ends(&end, text), "{name}: {end:?}");
+                continue;
+            }
+            Fate::Call(code, text) => {
+                let (ended, why) = raw.ended(1).await;
+                assert!(ended == code as i32 && why.starts_with(text), "{name}: {ended} {why}");
+            }
+            Fate::Nothing => {}
+        }
+        is_served(&mut raw, 1000).await;
+    }
+}
+
+/// A call with this id, and those after it, are answered.
+async fn is_served(raw: &mut RawTunnel, id: i64) {
+    raw.say([new_call(id, "Unary", &[]), message(id, b"hello"), asks(id, Asked::HalfClose(()))]).await;
+    assert_eq!(raw.ended(id).await, (0, String::new()));
+}
+
+#[tokio::test]
+async fn hub_bears_hostile_callers() {
+    let tunnels = Tunnels::brisk().await;
+    let echo = Echo::default();
+    let _agent = tunnels.reverse(&echo).await;
+    let forward = tunnels.forward().await;
+    let others = [client(&tunnels.hub), Client::new(forward.channel())];
+    let others = [Bystander::of(others[0].clone()).await, Bystander::of(others[1].clone()).await];
+
+    bears_callers(async || RawTunnel::open(tunnels.address, "OpenTunnel", MALLORY).await, BY_STATUS).await;
+    let mut raw = RawTunnel::open(tunnels.address, "OpenTunnel", MALLORY).await;
+    raw.mouth.bytes(Bytes::from_static(&[0, 0, 0, 0, 9, 8])).await;
+    raw.mouth.finish();
+    let end = raw.end::<ServerToClient>().await;
+    assert!(BY_STATUS(&end, "Unexpected EOF decoding stream"), "a frame that is cut off: {end:?}");
+
+    for other in others {
+        other.went_on().await;
+    }
+    drop(forward);
+    tunnels.echo.wait_until("the end of all handlers", |counts| counts.running() == 0).await;
+}
+
+#[tokio::test]
+async fn agent_bears_hostile_callers() {
+    let (mut hub, echo) = (RawHub::start().await, Echo::default());
+    let agent = brisk_builder(hub.address).backoff(SECOND / 100, SECOND / 50, 30 * SECOND);
+    let _agent = agent.reverse(Routes::new(echo.service())).await.expect("open");
+
+    bears_callers(async || hub.tunnel().await, BY_CANCEL).await;
+
+    echo.wait_until("the end of all handlers", |counts| counts.running() == 0).await;
+}
+
+/// G1: what one who answers must not say. The first call has the id 1.
+fn of_answerers() -> Vec<(&'static str, Bytes, Fate)> {
+    use Fate::{Call, Nothing, Tunnel};
+    let headers = |id| answers(id, Answered::ResponseHeaders(Metadata::default()));
+    let update = |bytes| answers(1, Answered::WindowUpdate(bytes));
+    let sized = |size, len| answers(1, Answered::ResponseMessage(misfit(size, len)));
+    let late = answer(1, b"late");
+    vec![
+        ("answer to no call", bytes_of([close(7, None)]), Tunnel("protocol error: received frame for stream ID 7")),
+        (
+            "more than the window",
+            bytes_of([headers(1), sized(2 << 20, 2 << 20)]),
+            Call(Code::ResourceExhausted, "flow control window exceeded"),
+        ),
+        (
+            "2 GiB",
+            bytes_of([headers(1), sized(1 << 31, 1)]),
+            Call(Code::ResourceExhausted, "a message of 2147483648 bytes is larger than"),
+        ),
+        ("4 GiB", bytes_of([sized(u32::MAX, 0)]), Call(Code::ResourceExhausted, "a message of 4294967295 bytes")),
+        (
+            "settings for a call",
+            bytes_of([settings(1, &[1], 1000)]),
+            Call(Code::Internal, "protocol error: unrecognized frame type"),
+        ),
+        ("settings once more", bytes_of([settings(-1, &[0], 0)]), Nothing),
+        ("window without end", bytes_of([update(u32::MAX), update(u32::MAX), update(1 << 31)]), Nothing),
+        (
+            "answer after the end",
+            bytes_of([close(1, Some(pb_status(Code::Aborted))), late[0].clone(), late[1].clone(), headers(1)]),
+            Call(Code::Aborted, "enough"),
+        ),
+        ("what cannot be decoded", framed(b"\xff\xff\xff"), Tunnel("failed to decode Protobuf message")),
+        (
+            "frame of 4 GiB",
+            Bytes::from_static(&[0, 255, 255, 255, 255]),
+            Tunnel("Error, decoded message length too large"),
+        ),
+    ]
+}
+
+/// The same, before the first call: all of it ends the tunnel.
+fn of_beginners() -> Vec<(&'static str, Bytes, &'static str)> {
+    let headers = answers(1, Answered::ResponseHeaders(Metadata::default()));
+    vec![
+        ("no settings", bytes_of([headers]), "protocol error: the first frame was not settings"),
+        (
+            "settings of a call",
+            bytes_of([settings(1, &[1], 1000)]),
+            "protocol error: the settings have the stream id 1",
+        ),
+        (
+            "no revisions",
+            bytes_of([settings(-1, &[], 1000)]),
+            "protocol error: the server speaks none of our revisions",
+        ),
+        ("no window", bytes_of([settings(-1, &[1], 0)]), "protocol error: a window of 0 bytes is too small"),
+        ("no frame", bytes_of([ServerToClient::default()]), "protocol error: the first frame was not settings"),
+    ]
+}
+
+fn pb_status(code: Code) -> common::raw_tunnel::pb::Status {
+    common::raw_tunnel::pb::Status { code: code.into(), message: "enough".into(), details: Vec::new() }
+}
+
+/// Answers a call of `client` with what is no answer, and says what it ended with. `None`: it was answered in the end, and so was
+/// another.
+async fn answered(raw: &mut RawTunnel, mut client: Client, said: Bytes, fate: &Fate) -> Option<Status> {
+    let called = tokio::spawn(async move { client.unary(payload("")).await.map(|_| client) });
+    raw.hears_call(1).await;
+    raw.mouth.bytes(said).await;
+    if matches!(fate, Fate::Nothing) {
+        raw.say(answer(1, b"")).await;
+        let mut client = soon("an answer", called).await.unwrap().expect("the call is answered");
+        let again = tokio::spawn(async move { client.unary(payload("")).await });
+        raw.hears_call(2).await;
+        raw.say(answer(2, b"")).await;
+        soon("an answer", again).await.unwrap().expect("another call is answered");
+        return None;
+    }
+    Some(soon("the call's end", called).await.unwrap().expect_err("it is no answer"))
+}
+
+/// The call has ended as it should, and so has the carrier, or the next call is answered.
+async fn bears(name: &str, raw: &mut RawTunnel, client: Client, ended: Option<Status>, fate: Fate, ends: Ends) {
+    match (fate, ended) {
+        (Fate::Nothing, None) => {}
+        (Fate::Tunnel(text), Some(status)) => {
+            assert_eq!(status.code(), Code::Unavailable, "{name}: {status}");
+            let end = raw.end::<ClientToServer>().await;
+            assert!(ends(&end, text), "{name}: {end:?}");
+        }
+        (Fate::Call(code, text), Some(status)) => {
+            assert!(status.code() == code && status.message().starts_with(text), "{name}: {status}");
+            let mut client = client;
+            let again = tokio::spawn(async move { client.unary(payload("")).await });
+            raw.hears_call(2).await;
+            raw.say(answer(2, b"")).await;
+            soon("an answer", again).await.unwrap().expect("another call is answered");
+        }
+        (_, ended) => panic!("{name}: {ended:?}"),
+    }
+}
+
+#[tokio::test]
+async fn hub_bears_hostile_agents() {
+    let tunnels = Tunnels::brisk().await;
+    let echo = Echo::default();
+    let _agent = tunnels.reverse(&echo).await;
+    let other = Bystander::of(client(&tunnels.hub)).await;
+    let open = || RawTunnel::open(tunnels.address, "OpenReverseTunnel", MALLORY);
+    for (name, said, text) in of_beginners() {
+        let mut raw = open().await;
+        raw.mouth.bytes(said).await;
+        let end = raw.end::<ClientToServer>().await;
+        assert!(BY_STATUS(&end, text), "{name}: {end:?}");
+        assert!(tunnels.hub.get(MALLORY).is_none());
+    }
+    let mut raw = open().await;
+    raw.say([good_settings(), good_settings()]).await;
+    let end = raw.end::<ClientToServer>().await;
+    assert!(BY_STATUS(&end, "protocol error: received frame for stream ID -1"), "{end:?}");
+    for (name, said, fate) in of_answerers() {
+        let mut raw = open().await;
+        raw.say([good_settings()]).await;
+        let tunnel = soon("the agent", tunnels.hub.wait_for(MALLORY)).await.unwrap();
+        let client = Client::new(tunnel.channel());
+        let broken = matches!(fate, Fate::Tunnel(_));
+        let ended = answered(&mut raw, client.clone(), said, &fate).await;
+        bears(name, &mut raw, client, ended, fate, BY_STATUS).await;
+        drop(raw);
+        let gone = soon("the tunnel's end", tunnel.closed()).await;
+        assert_eq!(matches!(gone.reason, CloseReason::Protocol { .. }), broken, "{name}: {}", gone.reason);
+    }
+    other.went_on().await;
+}
+
+#[tokio::test]
+async fn caller_bears_hostile_hubs() {
+    let mut hub = RawHub::start().await;
+    let address = hub.address;
+    let opener = || brisk_builder(address).backoff(SECOND / 100, SECOND / 50, 30 * SECOND);
+    for (name, said, text) in of_beginners() {
+        let opened = tokio::spawn(opener().forward());
+        let mut raw = hub.tunnel().await;
+        raw.mouth.bytes(said).await;
+        assert!(BY_CANCEL(&raw.end::<ClientToServer>().await, ""), "{name}");
+        match soon("the end of the attempt", opened).await.unwrap().unwrap_err() {
+            OpenError::Ended(CloseReason::Protocol { error }) => assert!(error.starts_with(text), "{name}: {error}"),
+            error => panic!("{name}: {error}"),
+        }
+    }
+    let opened = tokio::spawn(opener().forward());
+    let mut raw = hub.tunnel().await;
+    raw.say([good_settings()]).await;
+    let tunnel = soon("the tunnel", opened).await.unwrap().expect("open");
+    for (name, said, fate) in of_answerers() {
+        let client = Client::new(tunnel.channel());
+        let mut status = tunnel.status();
+        soon("the tunnel", status.wait_for(AgentStatus::is_connected)).await.unwrap();
+        let ended = answered(&mut raw, client.clone(), said, &fate).await;
+        bears(name, &mut raw, client, ended, fate, BY_CANCEL).await;
+        drop(raw);
+        raw = hub.tunnel().await;
+        raw.say([good_settings()]).await;
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::protocol::{StreamId, TunnelError, Woken};
 use crate::close::CloseReason;
@@ -244,8 +244,7 @@ impl<P: Protocol> End<P> {
                     }
                 }
                 Ok(None) => return CloseReason::ClosedByPeer { message: None },
-                // tonic's own word for a frame that cannot be read.
-                Err(status) if status.code() == Code::Internal && status.message().starts_with("failed to decode") => {
+                Err(status) if UNREADABLE.iter().any(|word| status.message().starts_with(word)) => {
                     return CloseReason::Protocol { error: status.message().to_owned() };
                 }
                 Err(status) => return lost(&status),
@@ -253,6 +252,14 @@ impl<P: Protocol> End<P> {
         }
     }
 }
+
+/// tonic's own words for a frame that cannot be read, and one that is cut off. It has no other mark for them.
+const UNREADABLE: [&str; 4] = [
+    "failed to decode",
+    "protocol error: received message with",
+    "Error, decoded message length too large",
+    "Unexpected EOF decoding stream",
+];
 
 fn wait_in(waiting: &mut Vec<Waker>, cx: &Context<'_>) {
     if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {

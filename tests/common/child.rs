@@ -110,7 +110,7 @@ pub fn signal(peer: &Peer, name: &str) {
 pub async fn run() {
     let Some(role) = env::var_os(ROLE) else { return };
     let keys = || env::var_os(KEYS).expect("keys");
-    let address = env::var(ADDRESS).expect("an address");
+    let address = told_address();
     let living = async {
         match role.to_str() {
             Some("agent") => be_agent(keys().as_ref(), &address).await,
@@ -125,10 +125,15 @@ pub async fn run() {
     let _ = tokio::time::timeout(LIFE, living).await; // its time is over
 }
 
+/// Where a child was told to dial or to listen.
+pub fn told_address() -> String {
+    env::var(ADDRESS).expect("an address")
+}
+
 /// The hub that this child was told to be and where it listens, for a test file that makes more of it than [`run`] does.
 pub fn told_hub() -> (HubBuilder, String) {
     let keys = env::var_os(KEYS).expect("keys");
-    (hub(keys.as_ref()), env::var(ADDRESS).expect("an address"))
+    (hub(keys.as_ref()), told_address())
 }
 
 fn key(dir: &Path, name: &str) -> PrivateKey {

@@ -58,6 +58,39 @@ pub async fn call(client: &mut Client) {
     assert_eq!(answer.expect("the call succeeds").into_inner(), payload("are you there?"));
 }
 
+/// One who calls again and again, and has a call that does not end, while something is done to others.
+pub struct Bystander {
+    stop: watch::Sender<bool>,
+    calling: tokio::task::JoinHandle<(usize, Duration)>,
+}
+
+impl Bystander {
+    pub async fn of(mut client: Client) -> Self {
+        let mut standing = in_flight(&mut client, 1).await;
+        let (stop, stopped) = watch::channel(false);
+        let calling = tokio::spawn(async move {
+            let (mut calls, mut slowest) = (0, Duration::ZERO);
+            while !*stopped.borrow() || calls == 0 {
+                let begun = Instant::now();
+                call(&mut client).await;
+                (calls, slowest) = (calls + 1, slowest.max(begun.elapsed()));
+            }
+            let ended = timeout(Duration::from_millis(50), standing[0].message()).await;
+            assert!(ended.is_err(), "the call that does not end has ended: {ended:?}");
+            (calls, slowest)
+        });
+        Self { stop, calling }
+    }
+
+    /// Panics unless all has gone well. Says how long the slowest call took.
+    pub async fn went_on(self) -> Duration {
+        self.stop.send_replace(true);
+        let (calls, slowest) = self.calling.await.expect("others are not disturbed");
+        eprintln!("{calls} calls beside it, the slowest took {slowest:?}");
+        slowest
+    }
+}
+
 /// Calls that have reached their handlers and will never end by themselves.
 pub async fn in_flight(client: &mut Client, calls: usize) -> Vec<Streaming<Payload>> {
     let mut streams = Vec::with_capacity(calls);

@@ -70,11 +70,7 @@ impl RawTunnel {
 
     /// Says these frames.
     pub async fn say<M: Message>(&mut self, frames: impl IntoIterator<Item = M>) {
-        let mut said = BytesMut::new();
-        for frame in frames {
-            said.extend_from_slice(&framed(&frame.encode_to_vec()));
-        }
-        self.mouth.bytes(said.freeze()).await;
+        self.mouth.bytes(bytes_of(frames)).await;
     }
 
     /// The next frame.
@@ -98,12 +94,27 @@ impl RawTunnel {
         }
     }
 
-    /// Reads to the end.
-    pub async fn end(&mut self) -> CarrierEnd {
+    /// Waits until a call with this id is made on it, and all of its request is there.
+    pub async fn hears_call(&mut self, id: i64) {
+        let mut begun = false;
+        loop {
+            let ClientToServer { stream_id, frame } = self.hear().await;
+            begun |= stream_id == id && matches!(frame, Some(Asked::NewStream(_)));
+            if begun && stream_id == id && matches!(frame, Some(Asked::HalfClose(()))) {
+                return;
+            }
+        }
+    }
+
+    /// Reads to the end, of what is said and of what is listened to.
+    pub async fn end<M: Message + Default>(&mut self) -> CarrierEnd {
         let end = async {
             loop {
-                if let Err(end) = self.ear.frame::<ClientToServer>().await {
-                    return end;
+                match self.ear.frame::<M>().await {
+                    Ok(_) => {}
+                    // A client that gives up may have said before that it has no more to say.
+                    Err(CarrierEnd::Finished) => return CarrierEnd::Reset(self.mouth.reset().await),
+                    Err(end) => return end,
                 }
             }
         };
@@ -127,6 +138,11 @@ impl Mouth {
             }
         }
         true
+    }
+
+    /// Waits until the other side wants to hear no more.
+    async fn reset(&mut self) -> Option<Reason> {
+        poll_fn(|cx| self.0.poll_reset(cx)).await.ok()
     }
 
     /// Says no more.
@@ -208,6 +224,15 @@ impl Drop for RawHub {
     fn drop(&mut self) {
         self.accepting.abort();
     }
+}
+
+/// Frames as they are on the carrier.
+pub fn bytes_of<M: Message>(frames: impl IntoIterator<Item = M>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for frame in frames {
+        bytes.extend_from_slice(&framed(&frame.encode_to_vec()));
+    }
+    bytes.freeze()
 }
 
 /// A frame of who makes calls.

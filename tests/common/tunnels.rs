@@ -45,7 +45,11 @@ impl Tunnels {
 
     /// One that notices within 3 s that a peer is dead.
     pub async fn brisk() -> Self {
-        Self::at("127.0.0.1:0", brisk_server(), |service| service).await
+        Self::brisk_at("127.0.0.1:0").await
+    }
+
+    pub async fn brisk_at(listen: &str) -> Self {
+        Self::at(listen, brisk_server(), |service| service).await
     }
 
     async fn at(
@@ -112,7 +116,7 @@ pub async fn be_agent(hub: &str) {
 
 /// Acts as a hub, whose echo is called by forward tunnels, until it is stopped.
 pub async fn be_hub(listen: &str) {
-    let tunnels = Tunnels::at(listen, brisk_server(), |service| service).await;
+    let tunnels = Tunnels::brisk_at(listen).await;
     tell(&tunnels.hub, tunnels.address).await;
 }
 
