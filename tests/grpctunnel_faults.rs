@@ -30,12 +30,13 @@ use common::{
         settings,
     },
     rig::{AGENT, soon},
-    tunnels::{Tunnels, brisk_builder},
+    tunnels::{Tunnels, brisk_builder, builder},
 };
 use dialback::grpctunnel::{ForwardTunnel, OpenError, ReverseTunnel};
-use dialback::{AgentStatus, CloseReason};
+use dialback::{AgentStatus, CloseReason, tune_endpoint};
 use h2::Reason;
 use tonic::service::Routes;
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,7 +44,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// An agent that obeys no rule.
 const MALLORY: &str = "mallory";
 
-/// Makes the child that is a hub call [`MALLORY`], and read nothing of the answers.
+/// Makes a child a hub that makes so many calls to [`MALLORY`], and reads nothing of the answers.
 const UNREAD: &str = "DIALBACK_TEST_UNREAD";
 
 #[tokio::test]
@@ -51,7 +52,8 @@ async fn child() {
     let Some(calls) = std::env::var(UNREAD).ok().and_then(|calls| calls.parse().ok()) else {
         return child::run().await;
     };
-    let tunnels = Tunnels::brisk_at(&child::told_address()).await;
+    // The usual settings: a machine that has too much to do is not to be taken for a dead one.
+    let tunnels = Tunnels::start().await;
     let hub = tunnels.hub.clone();
     tokio::spawn(async move {
         hub.wait_for(MALLORY).await.expect("the hub lives");
@@ -598,4 +600,114 @@ async fn caller_bears_hostile_hubs() {
         raw = hub.tunnel().await;
         raw.say([good_settings()]).await;
     }
+}
+
+/// A hub of its own process, one who calls it by a forward tunnel, and what it had of memory then.
+struct Victim {
+    process: Peer,
+    address: std::net::SocketAddr,
+    other: Bystander,
+    _tunnel: ForwardTunnel,
+    memory: usize,
+}
+
+impl Victim {
+    /// One that makes so many calls to [`MALLORY`] and reads none of the answers.
+    async fn calling(calls: usize) -> Self {
+        let mut role = child::tunnel_hub("127.0.0.1:0");
+        role.push((UNREAD, calls.to_string().into()));
+        let mut process = child::start(role);
+        let address = process.line("listening ").await.parse().expect("an address");
+        let carrier = tune_endpoint(Endpoint::try_from(format!("http://{address}")).expect("a URL")).connect_lazy();
+        let tunnel = soon("a tunnel", builder(carrier).forward()).await.expect("open");
+        let other = Bystander::of(Client::new(tunnel.channel())).await;
+        let memory = resident_of(process.id().expect("it runs"));
+        Self { process, address, other, _tunnel: tunnel, memory }
+    }
+
+    /// How much more memory it has than before.
+    fn grown(&self) -> usize {
+        resident_of(self.process.id().expect("it runs")).saturating_sub(self.memory)
+    }
+
+    /// It has gone through all that well. Says how long the other's slowest call took.
+    async fn lives(self) -> Duration {
+        let slowest = self.other.went_on().await;
+        child::signal(&self.process, "KILL");
+        let (_, said) = self.process.finish().await;
+        assert!(!said.iter().any(|line| line.contains("panicked")), "{said:#?}");
+        slowest
+    }
+}
+
+/// Begins so many calls, and says how many of them were not refused. The first has the id `first`.
+async fn begin_calls(raw: &mut RawTunnel, first: i64, calls: i64) -> i64 {
+    let RawTunnel { mouth, ear } = raw;
+    let begun = (first..first + calls).map(|id| new_call(id, "Chat", HANGS));
+    let said = bytes_of(begun);
+    let saying = mouth.bytes(said);
+    let hearing = async {
+        let (mut heads, mut refused) = (0, 0);
+        while heads + refused < calls {
+            match ear.frame::<ServerToClient>().await.expect("the carrier lives").frame {
+                Some(Answered::ResponseHeaders(_)) => heads += 1,
+                Some(Answered::CloseStream(close)) => {
+                    assert_eq!(close.status.expect("a status").code, Code::ResourceExhausted as i32);
+                    refused += 1;
+                }
+                _ => {}
+            }
+        }
+        heads
+    };
+    within(60 * SECOND, "an answer to each", async { tokio::join!(saying, hearing).1 }).await.0
+}
+
+#[tokio::test]
+async fn flood_of_new_calls_costs_no_more_than_the_limit() {
+    let victim = Victim::calling(0).await;
+    let mut grown = Vec::new();
+    for _ in 0..3 {
+        let mut raw = RawTunnel::open(victim.address, "OpenTunnel", MALLORY).await;
+        let taken = begin_calls(&mut raw, 1, 30_000).await;
+        grown.push(victim.grown() >> 20);
+        eprintln!("G1: of 30000 calls {taken} were taken, {grown:?} MiB");
+        assert!(taken <= 10_000, "{taken}");
+    }
+    let slowest = victim.lives().await;
+    eprintln!("{slowest:?}");
+}
+
+#[tokio::test]
+async fn flood_of_cancelled_calls_leaves_nothing() {
+    let victim = Victim::calling(0).await;
+    let RawTunnel { mut mouth, mut ear } = RawTunnel::open(victim.address, "OpenTunnel", MALLORY).await;
+    const CALLS: i64 = 50_000;
+    let said = bytes_of((1..=CALLS).flat_map(|id| [new_call(id, "Chat", HANGS), asks(id, Asked::Cancel(()))]));
+    let begun = Instant::now();
+    let saying = mouth.bytes(said);
+    let hearing = async {
+        let mut ends = 0;
+        while ends < CALLS {
+            let frame = ear.frame::<ServerToClient>().await.expect("the carrier lives").frame;
+            ends += i64::from(matches!(frame, Some(Answered::CloseStream(_))));
+        }
+    };
+    within(60 * SECOND, "an end to each", async { tokio::join!(saying, hearing) }).await;
+    let grown = victim.grown() >> 20;
+    eprintln!("G1: {CALLS} calls begun and cancelled in {:?}: {grown} MiB", begun.elapsed());
+    let slowest = victim.lives().await;
+    eprintln!("{slowest:?}");
+}
+
+/// What means nothing any more is passed over, and that takes time, too.
+#[tokio::test]
+async fn flood_of_late_frames_is_passed_over() {
+    let victim = Victim::calling(0).await;
+    let mut raw = RawTunnel::open(victim.address, "OpenTunnel", MALLORY).await;
+    raw.say([new_call(0, "Unary", HANGS), asks(0, Asked::Cancel(()))]).await;
+    raw.say(std::iter::repeat_n(ClientToServer::default(), 1_000_000)).await;
+    within(60 * SECOND, "an answer", is_served(&mut raw, 1)).await;
+    eprintln!("G1: a million late frames: {} MiB", victim.grown() >> 20);
+    victim.lives().await;
 }
