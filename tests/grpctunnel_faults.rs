@@ -4,14 +4,14 @@
 
 mod common;
 
-use std::collections::HashSet;
 use std::future::pending;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{
     child,
-    echo::{Echo, payload, pb::Payload, steered},
+    echo::{Counts, Echo, payload},
     faults::{
         Bystander, Client, call, client, end_unavailable, in_flight, noticed, resident_of, sockets_at, successor,
         until, within,
@@ -24,19 +24,18 @@ use common::{
         CarrierEnd, RawHub, RawTunnel, answer, answers, asks, bytes_of, call as new_call, call_with, close,
         good_settings, message, misfit,
         pb::{
-            ClientToServer, Metadata, ServerToClient, client_to_server::Frame as Asked,
+            ClientToServer, MessageData, Metadata, ServerToClient, client_to_server::Frame as Asked,
             server_to_client::Frame as Answered,
         },
         settings,
     },
     rig::{AGENT, soon},
-    tunnels::{Tunnels, brisk_builder, builder},
+    tunnels::{Tunnels, brisk_builder, patient_builder, serve_by},
 };
 use dialback::grpctunnel::{ForwardTunnel, OpenError, ReverseTunnel};
-use dialback::{AgentStatus, CloseReason, tune_endpoint};
+use dialback::{AgentStatus, CloseReason};
 use h2::Reason;
 use tonic::service::Routes;
-use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,7 +43,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// An agent that obeys no rule.
 const MALLORY: &str = "mallory";
 
-/// Makes a child a hub that makes so many calls to [`MALLORY`], and reads nothing of the answers.
+/// Makes a child have the usual settings, and, if it is a hub, make so many calls to [`MALLORY`] and read nothing of the answers.
 const UNREAD: &str = "DIALBACK_TEST_UNREAD";
 
 #[tokio::test]
@@ -52,7 +51,17 @@ async fn child() {
     let Some(calls) = std::env::var(UNREAD).ok().and_then(|calls| calls.parse().ok()) else {
         return child::run().await;
     };
-    // The usual settings: a machine that has too much to do is not to be taken for a dead one.
+    let (role, address) = child::told();
+    let living = async {
+        match role == "tunnel-agent" {
+            true => serve_by(patient_builder(address)).await,
+            false => be_calling_hub(calls).await,
+        }
+    };
+    let _ = tokio::time::timeout(child::LIFE, living).await; // its time is over
+}
+
+async fn be_calling_hub(calls: usize) {
     let tunnels = Tunnels::start().await;
     let hub = tunnels.hub.clone();
     tokio::spawn(async move {
@@ -65,7 +74,7 @@ async fn child() {
             });
         }
     });
-    let _ = tokio::time::timeout(180 * SECOND, child::tell(&tunnels.hub, tunnels.address)).await; // its time is over
+    child::tell(&tunnels.hub, tunnels.address).await;
 }
 
 /// An agent that serves `echo` and is there.
@@ -602,55 +611,64 @@ async fn caller_bears_hostile_hubs() {
     }
 }
 
-/// A hub of its own process, one who calls it by a forward tunnel, and what it had of memory then.
+/// A process that is flooded.
 struct Victim {
     process: Peer,
-    address: std::net::SocketAddr,
-    other: Bystander,
-    _tunnel: ForwardTunnel,
+    /// What it had of memory before.
     memory: usize,
 }
 
 impl Victim {
-    /// One that makes so many calls to [`MALLORY`] and reads none of the answers.
-    async fn calling(calls: usize) -> Self {
+    /// A hub that makes so many calls to [`MALLORY`], and one who calls the hub meanwhile.
+    async fn hub(calls: usize) -> (Self, SocketAddr, (Bystander, ForwardTunnel)) {
         let mut role = child::tunnel_hub("127.0.0.1:0");
         role.push((UNREAD, calls.to_string().into()));
         let mut process = child::start(role);
         let address = process.line("listening ").await.parse().expect("an address");
-        let carrier = tune_endpoint(Endpoint::try_from(format!("http://{address}")).expect("a URL")).connect_lazy();
-        let tunnel = soon("a tunnel", builder(carrier).forward()).await.expect("open");
+        let tunnel = soon("a tunnel", patient_builder(address).forward()).await.expect("open");
         let other = Bystander::of(Client::new(tunnel.channel())).await;
+        (Self::of(process), address, (other, tunnel))
+    }
+
+    /// An agent, and its tunnel.
+    async fn agent(hub: &mut RawHub) -> (Self, RawTunnel) {
+        let mut role = child::tunnel_agent(&hub.address.to_string());
+        role.push((UNREAD, "0".into()));
+        let mut process = child::start(role);
+        let mut raw = hub.tunnel().await;
+        process.line("ready").await;
+        is_served(&mut raw, 0).await;
+        (Self::of(process), raw)
+    }
+
+    fn of(process: Peer) -> Self {
         let memory = resident_of(process.id().expect("it runs"));
-        Self { process, address, other, _tunnel: tunnel, memory }
+        Self { process, memory }
     }
 
-    /// How much more memory it has than before.
+    /// How many MiB more it has than before.
     fn grown(&self) -> usize {
-        resident_of(self.process.id().expect("it runs")).saturating_sub(self.memory)
+        resident_of(self.process.id().expect("it runs")).saturating_sub(self.memory) >> 20
     }
 
-    /// It has gone through all that well. Says how long the other's slowest call took.
-    async fn lives(self) -> Duration {
-        let slowest = self.other.went_on().await;
+    /// It has gone through all that well.
+    async fn lives(self) {
         child::signal(&self.process, "KILL");
         let (_, said) = self.process.finish().await;
         assert!(!said.iter().any(|line| line.contains("panicked")), "{said:#?}");
-        slowest
     }
 }
 
-/// Begins so many calls, and says how many of them were not refused. The first has the id `first`.
-async fn begin_calls(raw: &mut RawTunnel, first: i64, calls: i64) -> i64 {
+/// Begins 30,000 calls, and says how many of them were taken. The first has the id 1.
+async fn begin_calls(raw: &mut RawTunnel) -> usize {
+    const CALLS: i64 = 30_000;
     let RawTunnel { mouth, ear } = raw;
-    let begun = (first..first + calls).map(|id| new_call(id, "Chat", HANGS));
-    let said = bytes_of(begun);
-    let saying = mouth.bytes(said);
+    let saying = mouth.bytes(bytes_of((1..=CALLS).map(|id| new_call(id, "Chat", HANGS))));
     let hearing = async {
-        let (mut heads, mut refused) = (0, 0);
-        while heads + refused < calls {
+        let (mut taken, mut refused) = (0, 0);
+        while taken + refused < CALLS as usize {
             match ear.frame::<ServerToClient>().await.expect("the carrier lives").frame {
-                Some(Answered::ResponseHeaders(_)) => heads += 1,
+                Some(Answered::ResponseHeaders(_)) => taken += 1,
                 Some(Answered::CloseStream(close)) => {
                     assert_eq!(close.status.expect("a status").code, Code::ResourceExhausted as i32);
                     refused += 1;
@@ -658,34 +676,17 @@ async fn begin_calls(raw: &mut RawTunnel, first: i64, calls: i64) -> i64 {
                 _ => {}
             }
         }
-        heads
+        taken
     };
     within(60 * SECOND, "an answer to each", async { tokio::join!(saying, hearing).1 }).await.0
 }
 
-#[tokio::test]
-async fn flood_of_new_calls_costs_no_more_than_the_limit() {
-    let victim = Victim::calling(0).await;
-    let mut grown = Vec::new();
-    for _ in 0..3 {
-        let mut raw = RawTunnel::open(victim.address, "OpenTunnel", MALLORY).await;
-        let taken = begin_calls(&mut raw, 1, 30_000).await;
-        grown.push(victim.grown() >> 20);
-        eprintln!("G1: of 30000 calls {taken} were taken, {grown:?} MiB");
-        assert!(taken <= 10_000, "{taken}");
-    }
-    let slowest = victim.lives().await;
-    eprintln!("{slowest:?}");
-}
-
-#[tokio::test]
-async fn flood_of_cancelled_calls_leaves_nothing() {
-    let victim = Victim::calling(0).await;
-    let RawTunnel { mut mouth, mut ear } = RawTunnel::open(victim.address, "OpenTunnel", MALLORY).await;
+/// Begins 50,000 calls, and gives each up at once.
+async fn cancel_calls(raw: &mut RawTunnel) {
     const CALLS: i64 = 50_000;
-    let said = bytes_of((1..=CALLS).flat_map(|id| [new_call(id, "Chat", HANGS), asks(id, Asked::Cancel(()))]));
-    let begun = Instant::now();
-    let saying = mouth.bytes(said);
+    let RawTunnel { mouth, ear } = raw;
+    let calls = (1..=CALLS).flat_map(|id| [new_call(id, "Chat", HANGS), asks(id, Asked::Cancel(()))]);
+    let saying = mouth.bytes(bytes_of(calls));
     let hearing = async {
         let mut ends = 0;
         while ends < CALLS {
@@ -694,20 +695,152 @@ async fn flood_of_cancelled_calls_leaves_nothing() {
         }
     };
     within(60 * SECOND, "an end to each", async { tokio::join!(saying, hearing) }).await;
-    let grown = victim.grown() >> 20;
-    eprintln!("G1: {CALLS} calls begun and cancelled in {:?}: {grown} MiB", begun.elapsed());
-    let slowest = victim.lives().await;
-    eprintln!("{slowest:?}");
+    is_served(raw, CALLS + 1).await;
 }
 
-/// What means nothing any more is passed over, and that takes time, too.
+/// Says 300,000 frames of a call that is over.
+async fn say_late_frames(raw: &mut RawTunnel, first: i64) {
+    raw.say([new_call(first, "Unary", HANGS), asks(first, Asked::Cancel(()))]).await;
+    let late = ClientToServer { stream_id: first, frame: None };
+    raw.say(std::iter::repeat_n(late, 300_000)).await;
+    is_served(raw, first + 1).await;
+}
+
 #[tokio::test]
-async fn flood_of_late_frames_is_passed_over() {
-    let victim = Victim::calling(0).await;
-    let mut raw = RawTunnel::open(victim.address, "OpenTunnel", MALLORY).await;
-    raw.say([new_call(0, "Unary", HANGS), asks(0, Asked::Cancel(()))]).await;
-    raw.say(std::iter::repeat_n(ClientToServer::default(), 1_000_000)).await;
-    within(60 * SECOND, "an answer", is_served(&mut raw, 1)).await;
-    eprintln!("G1: a million late frames: {} MiB", victim.grown() >> 20);
+async fn flood_of_new_calls_costs_a_hub_no_more_than_the_limit() {
+    let (victim, address, (other, _tunnel)) = Victim::hub(0).await;
+    let mut grown = Vec::new();
+    for _ in 0..5 {
+        let mut raw = RawTunnel::open(address, "OpenTunnel", MALLORY).await;
+        let taken = begin_calls(&mut raw).await;
+        assert!((1..=10_000).contains(&taken), "{taken}");
+        grown.push(victim.grown());
+    }
+    other.went_on().await;
+    eprintln!("G1: after 30,000 calls, five times: {grown:?} MiB more");
+    // As many calls as are taken, twice: those before are being ended when the next are begun.
+    assert!(grown.iter().all(|grown| *grown < 320), "{grown:?} MiB");
+    assert!(grown[4] < grown[3] + 16, "{grown:?} MiB");
     victim.lives().await;
+}
+
+#[tokio::test]
+async fn flood_of_new_calls_costs_an_agent_no_more_than_the_limit() {
+    let mut hub = RawHub::start().await;
+    let (victim, mut raw) = Victim::agent(&mut hub).await;
+    let taken = begin_calls(&mut raw).await;
+    assert!((1..=10_000).contains(&taken), "{taken}");
+    let grown = victim.grown();
+    assert!(grown < 200, "{grown} MiB");
+    drop(raw);
+    is_served(&mut hub.tunnel().await, 1).await;
+    victim.lives().await;
+}
+
+#[tokio::test]
+async fn floods_of_calls_that_are_over_leave_nothing_in_a_hub() {
+    let (victim, address, (other, _tunnel)) = Victim::hub(0).await;
+    let mut raw = RawTunnel::open(address, "OpenTunnel", MALLORY).await;
+    cancel_calls(&mut raw).await;
+    let cancelled = victim.grown();
+    say_late_frames(&mut raw, 100_000).await;
+    other.went_on().await;
+    let late = victim.grown();
+    eprintln!("G1: {cancelled} MiB more after 50,000 cancelled calls, {late} after 300,000 late frames");
+    assert!(cancelled < 32 && late < 32, "{cancelled} and {late} MiB");
+    victim.lives().await;
+}
+
+#[tokio::test]
+async fn floods_of_calls_that_are_over_leave_nothing_in_an_agent() {
+    let mut hub = RawHub::start().await;
+    let (victim, mut raw) = Victim::agent(&mut hub).await;
+    cancel_calls(&mut raw).await;
+    say_late_frames(&mut raw, 100_000).await;
+    let grown = victim.grown();
+    assert!(grown < 32, "{grown} MiB");
+    victim.lives().await;
+}
+
+/// A window's worth for each of 200 calls that read nothing, which is thrice what a tunnel may hold.
+#[tokio::test]
+async fn flood_of_answers_costs_a_hub_no_more_than_the_limit() {
+    const CALLS: i64 = 200;
+    let (victim, address, (other, _tunnel)) = Victim::hub(CALLS as usize).await;
+    let mut raw = RawTunnel::open(address, "OpenReverseTunnel", MALLORY).await;
+    raw.say([good_settings()]).await;
+    let mut begun = 0;
+    while begun < CALLS {
+        begun += i64::from(matches!(raw.hear::<ClientToServer>().await.frame, Some(Asked::HalfClose(()))));
+    }
+    let RawTunnel { mut mouth, mut ear } = raw;
+    // The hub gives up those that hold most.
+    let hearing = tokio::spawn(async move {
+        while !matches!(ear.frame::<ClientToServer>().await.expect("the carrier lives").frame, Some(Asked::Cancel(())))
+        {
+        }
+        ear
+    });
+    let chunk = || Bytes::from(vec![0; 60_000]);
+    for id in 1..=CALLS {
+        let begins = MessageData { size: 60_000 * 17, data: chunk() };
+        let more = || answers(id, Answered::MoreResponseData(chunk()));
+        let mut frames = vec![answers(id, Answered::ResponseMessage(begins))];
+        frames.extend(std::iter::repeat_with(more).take(16));
+        mouth.bytes(bytes_of(frames)).await;
+    }
+    let _ear = soon("a call that is given up", hearing).await.expect("it goes well");
+    let grown = victim.grown();
+    other.went_on().await;
+    eprintln!("G1: {grown} MiB more after 200 MiB of answers");
+    // What the tunnel may hold, and what HTTP/2 may beneath it.
+    assert!(grown < 64 + 28 + 36, "{grown} MiB");
+    victim.lives().await;
+}
+
+/// C6, where the caller grants no window for an answer that the handler is done with.
+#[tokio::test]
+async fn deadline_ends_a_call_whose_answer_nobody_takes() {
+    let tunnels = Tunnels::start().await;
+    let mut raw = RawTunnel::open(tunnels.address, "OpenTunnel", MALLORY).await;
+    let steering = [("grpc-timeout", "300m"), ("echo-size", "50000")];
+    for (id, method) in [(1, "Unary"), (2, "Download")] {
+        let begun = Instant::now();
+        let data = [0; 50_000];
+        raw.say([call_with(id, method, &steering, 6), message(id, &data), asks(id, Asked::HalfClose(()))]).await;
+        let ended = within(2 * SECOND, "the call's end", raw.ended(id)).await.0;
+        assert_eq!(ended, (Code::DeadlineExceeded as i32, "the call's deadline passed".into()));
+        assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+    }
+    assert_eq!(tunnels.echo.counts(), Counts { started: 2, finished: 2, cancelled: 0 });
+    // Nothing is left of them for which the tunnel's end would have to wait.
+    within(5 * SECOND, "the end", tunnels.service.shutdown(60 * SECOND)).await;
+}
+
+/// The end of such a call waits for half-close, or 500 ms; when it is sent, nothing else is left to wait for.
+#[tokio::test]
+async fn early_ends_leave_no_tasks() {
+    let tunnels = Tunnels::start().await;
+    let mut raw = RawTunnel::open(tunnels.address, "OpenTunnel", MALLORY).await;
+    let steering = [("echo-status", "0"), ("echo-status-after", "1")];
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let (mut id, mut most, before) = (0, 0, tasks());
+    for _ in 0..40 {
+        let calls: Vec<i64> = (id + 1..=id + 50).collect();
+        id += 50;
+        raw.say(calls.iter().flat_map(|id| [new_call(*id, "Chat", &steering), message(*id, b"x")])).await;
+        let mut answered = 0;
+        while answered < 50 {
+            let frame = raw.hear::<ServerToClient>().await.frame;
+            answered += usize::from(matches!(frame, Some(Answered::ResponseMessage(_))));
+        }
+        raw.say(calls.iter().map(|id| asks(*id, Asked::HalfClose(())))).await;
+        let mut ended = 0;
+        while ended < 50 {
+            let frame = raw.hear::<ServerToClient>().await.frame;
+            ended += usize::from(matches!(frame, Some(Answered::CloseStream(_))));
+        }
+        most = most.max(tasks());
+    }
+    assert!(most < before + 150, "{most} tasks, and {before} before");
 }

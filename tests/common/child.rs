@@ -25,7 +25,7 @@ pub const BACKOFF: (Duration, Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(30));
 
 /// No child outlives its test by more than this, whatever happens to the test.
-const LIFE: Duration = Duration::from_secs(180);
+pub const LIFE: Duration = Duration::from_secs(180);
 
 /// The keys of a hub and of its one agent, in files.
 pub struct Keys(TempDir);
@@ -108,32 +108,34 @@ pub fn signal(peer: &Peer, name: &str) {
 
 /// Acts as a child, if this process is one.
 pub async fn run() {
-    let Some(role) = env::var_os(ROLE) else { return };
+    if env::var_os(ROLE).is_none() {
+        return;
+    }
+    let (role, address) = told();
     let keys = || env::var_os(KEYS).expect("keys");
-    let address = told_address();
     let living = async {
-        match role.to_str() {
-            Some("agent") => be_agent(keys().as_ref(), &address).await,
-            Some("hub") => be_hub(keys().as_ref(), &address).await,
+        match &*role {
+            "agent" => be_agent(keys().as_ref(), &address).await,
+            "hub" => be_hub(keys().as_ref(), &address).await,
             #[cfg(feature = "grpctunnel")]
-            Some("tunnel-agent") => super::tunnels::be_agent(&address).await,
+            "tunnel-agent" => super::tunnels::be_agent(&address).await,
             #[cfg(feature = "grpctunnel")]
-            Some("tunnel-hub") => super::tunnels::be_hub(&address).await,
+            "tunnel-hub" => super::tunnels::be_hub(&address).await,
             other => panic!("no such role: {other:?}"),
         }
     };
     let _ = tokio::time::timeout(LIFE, living).await; // its time is over
 }
 
-/// Where a child was told to dial or to listen.
-pub fn told_address() -> String {
-    env::var(ADDRESS).expect("an address")
+/// What this child was told to be, and where to dial or to listen.
+pub fn told() -> (String, String) {
+    (env::var(ROLE).expect("a role"), env::var(ADDRESS).expect("an address"))
 }
 
 /// The hub that this child was told to be and where it listens, for a test file that makes more of it than [`run`] does.
 pub fn told_hub() -> (HubBuilder, String) {
     let keys = env::var_os(KEYS).expect("keys");
-    (hub(keys.as_ref()), told_address())
+    (hub(keys.as_ref()), told().1)
 }
 
 fn key(dir: &Path, name: &str) -> PrivateKey {

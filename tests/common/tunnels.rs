@@ -106,9 +106,20 @@ pub fn brisk_builder(address: impl Display) -> TunnelBuilder {
     builder(brisk_endpoint(address).connect_lazy()).backoff(BACKOFF.0, BACKOFF.1, BACKOFF.2)
 }
 
+/// A tunnel over a connection with the usual settings, which does not take a machine that has too much to do for a dead one.
+pub fn patient_builder(address: impl Display) -> TunnelBuilder {
+    let endpoint = tune_endpoint(Endpoint::try_from(format!("http://{address}")).expect("a URL"));
+    builder(endpoint.connect_lazy()).backoff(BACKOFF.0, BACKOFF.1, BACKOFF.2)
+}
+
 /// Acts as an agent, until it is stopped.
 pub async fn be_agent(hub: &str) {
-    let tunnel = brisk_builder(hub).reverse(Routes::new(Echo::default().service())).await.expect("open");
+    serve_by(brisk_builder(hub)).await;
+}
+
+/// Serves an echo by this tunnel, until it is stopped.
+pub async fn serve_by(tunnel: TunnelBuilder) {
+    let tunnel = tunnel.reverse(Routes::new(Echo::default().service())).await.expect("open");
     eprintln!("ready");
     pending::<()>().await;
     drop(tunnel);
