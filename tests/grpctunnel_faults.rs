@@ -13,8 +13,8 @@ use common::{
     child,
     echo::{Counts, Echo, payload},
     faults::{
-        Bystander, Client, call, client, end_unavailable, in_flight, noticed, resident_of, sockets_at, successor,
-        until, within,
+        Bystander, Client, assert_unavailable, call, client, end_unavailable, in_flight, noticed, resident_of,
+        sockets_at, successor, until, within,
     },
     http2::framed,
     netns::{CLOUD, Nat},
@@ -33,6 +33,7 @@ use common::{
     tunnels::{Tunnels, brisk_builder, patient_builder, serve_by},
 };
 use dialback::grpctunnel::{ForwardTunnel, OpenError, ReverseTunnel};
+use dialback::tuning::{HTTP2_PING_TIMEOUT, HTTP2_SERVER_PING_INTERVAL};
 use dialback::{AgentStatus, CloseReason};
 use h2::Reason;
 use tonic::service::Routes;
@@ -178,6 +179,71 @@ async fn black_hole_towards_the_agent_ends_a_forward_tunnel_at_both_ends() {
 #[tokio::test]
 async fn black_hole_both_ways_ends_a_forward_tunnel_at_both_ends() {
     black_hole_of_a_forward_tunnel(Way::Both).await;
+}
+
+/// A2, with more on its way than the network takes: nothing that waits in a socket keeps it.
+#[tokio::test]
+async fn black_hole_is_noticed_under_bulk() {
+    let tunnels = Tunnels::brisk().await;
+    let proxy = Proxy::with_buffers(tunnels.address, 64 << 10).await;
+    let echo = Echo::default();
+    let agent = reverse(&tunnels, &proxy, &echo).await;
+    let mut client = client(&tunnels.hub);
+    let tunnel = tunnels.hub.wait_for(AGENT).await.unwrap();
+    let calls = in_flight(&mut client, 5).await;
+    let mut uploads = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let mut client = client.clone();
+        let endless = tokio_stream::iter(std::iter::repeat_with(|| payload(vec![7; 64 << 10])));
+        uploads.spawn(async move { client.upload(endless).await });
+    }
+    echo.wait_until("the uploads", |counts| counts.running() == 45).await;
+
+    proxy.stall(Way::Both);
+
+    let limit = 5 * SECOND;
+    let uploads = async {
+        for ended in uploads.join_all().await {
+            assert_unavailable(&ended.expect_err("it cannot go on"));
+        }
+    };
+    tokio::join!(
+        end_unavailable(calls, limit),
+        within(limit, "the uploads' end", uploads),
+        within(limit, "the hub's notice", tunnel.closed()),
+        noticed(agent.status(), limit),
+    );
+    drop((agent, tunnel));
+    until("no sockets are left", || sockets_at(tunnels.address.port()) == 0).await;
+}
+
+/// Either end notices by its own settings, whatever the other has.
+#[tokio::test]
+async fn each_end_notices_a_dead_peer_by_its_own_pings() {
+    let (brisk, usual) = (Tunnels::brisk().await, Tunnels::start().await);
+    let echo = Echo::default();
+    let (to_brisk, to_usual) = (Proxy::to(brisk.address).await, Proxy::to(usual.address).await);
+    let patient = patient_builder(to_brisk.address()).reverse(Routes::new(echo.service())).await.unwrap();
+    let tunnel = soon("the agent", brisk.hub.wait_for(AGENT)).await.unwrap();
+    let eager = reverse(&usual, &to_usual, &echo).await;
+
+    to_brisk.stall(Way::Both);
+    to_usual.stall(Way::Both);
+
+    let limit = 5 * SECOND;
+    tokio::join!(within(limit, "the hub's notice", tunnel.closed()), noticed(eager.status(), limit));
+    assert!(patient.status().borrow().is_connected() && usual.hub.get(AGENT).is_some(), "the others cannot know yet");
+}
+
+#[tokio::test]
+#[ignore = "long: cargo test --release -- --ignored"]
+async fn hub_with_the_usual_settings_notices_a_dead_agent_within_50_s() {
+    let tunnels = Tunnels::start().await;
+    let proxy = Proxy::to(tunnels.address).await;
+    let _agent = reverse(&tunnels, &proxy, &Echo::default()).await;
+    let tunnel = tunnels.hub.wait_for(AGENT).await.unwrap();
+    proxy.stall(Way::Both);
+    within(HTTP2_SERVER_PING_INTERVAL + HTTP2_PING_TIMEOUT + SECOND, "the hub's notice", tunnel.closed()).await;
 }
 
 /// A2: the old hub's host is gone without a word, and another hub has its address.

@@ -40,27 +40,35 @@ impl Tunnels {
     }
 
     pub async fn start_with(set: impl FnOnce(TunnelServiceBuilder) -> TunnelServiceBuilder) -> Self {
-        Self::at("127.0.0.1:0", tune_server(Server::builder()), set).await
+        Self::at("127.0.0.1:0", tune_server(Server::builder()), None, set).await
     }
 
-    /// One that notices within 3 s that a peer is dead.
+    /// One that notices within 3 s that a peer is dead, with the settings that the documentation asks for.
     pub async fn brisk() -> Self {
         Self::brisk_at("127.0.0.1:0").await
     }
 
     pub async fn brisk_at(listen: &str) -> Self {
-        Self::at(listen, brisk_server(), |service| service).await
+        let server = tune_server(Server::builder());
+        let server = server.http2_keepalive_interval(Some(PINGS.0)).http2_keepalive_timeout(Some(PINGS.1));
+        Self::at(listen, server, Some(PINGS.0 + PINGS.1), |service| service).await
     }
 
     async fn at(
         listen: &str,
         mut server: Server,
+        patience: Option<Duration>,
         set: impl FnOnce(TunnelServiceBuilder) -> TunnelServiceBuilder,
     ) -> Self {
         let hub = Hub::builder(PrivateKey::generate()).authorizer(AllowedKeys::new()).bind("127.0.0.1:0").await;
         let (hub, echo) = (hub.expect("bind"), Echo::default());
         let service = set(service(&hub, &echo)).build();
         let listener = TcpListener::bind(listen).await.expect("bind");
+        // What it accepts has it, too.
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(&listener).set_tcp_user_timeout(patience).expect("a socket takes it");
+        #[cfg(not(target_os = "linux"))]
+        let _ = patience;
         let address = listener.local_addr().expect("an address");
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = server.add_service(service.clone()).serve_with_incoming(incoming);
@@ -89,13 +97,7 @@ impl Tunnels {
 /// HTTP/2's PINGs for tests that wait for them: after so long a silence, and how long an answer may take.
 pub const PINGS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 
-/// The settings of a hub's server that the documentation asks for.
-fn brisk_server() -> Server {
-    let server = tune_server(Server::builder());
-    server.http2_keepalive_interval(Some(PINGS.0)).http2_keepalive_timeout(Some(PINGS.1))
-}
-
-/// The same of an agent's connection.
+/// A connection of an agent's with the settings that the documentation asks for.
 pub fn brisk_endpoint(address: impl Display) -> Endpoint {
     let endpoint = tune_endpoint(Endpoint::try_from(format!("http://{address}")).expect("a URL"));
     endpoint.http2_keep_alive_interval(PINGS.0).keep_alive_timeout(PINGS.1).connect_timeout(PINGS.1)
