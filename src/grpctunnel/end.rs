@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::protocol::{StreamId, TunnelError, Woken};
 use crate::close::CloseReason;
@@ -238,14 +238,14 @@ impl<P: Protocol> End<P> {
                 Ok(Some(frame)) => {
                     self.heard.fetch_add(1, Ordering::Relaxed);
                     match self.with(|protocol| protocol.receive(frame)) {
-                        Ok(Ok(())) => {}
+                        // What has come is there at once, all of it: other tasks would wait for as long as a peer has something to say.
+                        Ok(Ok(())) => tokio::task::consume_budget().await,
                         Ok(Err(error)) => return CloseReason::Protocol { error: error.to_string() },
                         Err(reason) => return reason,
                     }
                 }
                 Ok(None) => return CloseReason::ClosedByPeer { message: None },
-                // tonic's own word for a frame that cannot be read.
-                Err(status) if status.code() == Code::Internal && status.message().starts_with("failed to decode") => {
+                Err(status) if UNREADABLE.iter().any(|word| status.message().starts_with(word)) => {
                     return CloseReason::Protocol { error: status.message().to_owned() };
                 }
                 Err(status) => return lost(&status),
@@ -253,6 +253,14 @@ impl<P: Protocol> End<P> {
         }
     }
 }
+
+/// tonic's own words for a frame that cannot be read, and one that is cut off. It has no other mark for them.
+const UNREADABLE: [&str; 4] = [
+    "failed to decode",
+    "protocol error: received message with",
+    "Error, decoded message length too large",
+    "Unexpected EOF decoding stream",
+];
 
 fn wait_in(waiting: &mut Vec<Waker>, cx: &Context<'_>) {
     if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -337,5 +345,52 @@ impl<P: Protocol> Stream for Frames<P> {
         drop(state);
         woken.into_iter().for_each(Waker::wake);
         frame.map_or(Poll::Pending, |frame| Poll::Ready(Some(frame)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body::{Body, Frame};
+    use tonic_prost::ProstDecoder;
+
+    use super::*;
+    use crate::grpctunnel::proto::{ClientToServer, NewStream, client_to_server::Frame as Begun};
+    use crate::grpctunnel::protocol::{Config, Negotiated, Server};
+
+    /// A carrier on which so many chunks are there, of 100 frames each that mean nothing.
+    struct Chunks(usize);
+
+    impl Body for Chunks {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            const CHUNK: &[u8] = &[[0, 0, 0, 0, 2, 8, 127]; 100].as_flattened();
+            let left = self.0.checked_sub(1);
+            self.0 = left.unwrap_or(0);
+            Poll::Ready(left.map(|_| Ok(Frame::data(Bytes::from_static(CHUNK)))))
+        }
+    }
+
+    #[tokio::test]
+    async fn peer_that_always_has_something_to_say_lets_other_tasks_run() {
+        let end = End::new(Server::new(Config::default(), Negotiated::No));
+        let begun = ClientToServer { stream_id: 127, frame: Some(Begun::NewStream(NewStream::default())) };
+        end.with(|server| server.receive(begun)).expect("it stands").expect("a call that is refused");
+        let mut incoming = Streaming::new_request(ProstDecoder::default(), Chunks(1000), None, None);
+        let turns = std::sync::Arc::new(AtomicUsize::new(0));
+        let counted = turns.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let reason = end.read(&mut incoming).await;
+        other.abort();
+        assert_eq!(reason, CloseReason::ClosedByPeer { message: None });
+        assert_eq!(end.signs_of_life(), 100_000);
+        assert!(turns.load(Ordering::Relaxed) > 500, "{turns:?} turns");
     }
 }

@@ -65,7 +65,7 @@ pub struct TunnelBuilder {
 
 impl TunnelBuilder {
     /// Starts to set up a tunnel: the id that this side goes by, which is sent as the metadata `dialback-agent-id`, and the
-    /// connection that carries it.
+    /// connection that carries it, whose settings say [when a dead peer is noticed](crate::grpctunnel#dead-peers).
     pub fn new<C>(id: impl Into<String>, carrier: C) -> Self
     where
         C: GrpcService<Body> + Clone + Send + Sync + 'static,

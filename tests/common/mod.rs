@@ -10,7 +10,7 @@ pub mod faults;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod grpctunnel;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "grpctunnel"))]
 pub mod http2;
 pub mod mirror;
 pub mod netns;
@@ -18,6 +18,8 @@ pub mod openssh;
 pub mod peers;
 pub mod proxy;
 pub mod raw;
+#[cfg(feature = "grpctunnel")]
+pub mod raw_tunnel;
 pub mod rig;
 #[cfg(feature = "websocket")]
 pub mod tls;

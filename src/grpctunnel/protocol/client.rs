@@ -70,11 +70,8 @@ enum Headers {
 
 impl Role for Call {
     fn is_due(stream: &Stream<Self>) -> bool {
-        let Stream { role, outbox, inbox, .. } = stream;
-        if role.end.is_some() {
-            return false;
-        }
-        role.opening.is_some() || inbox.is_owing() || role.half_close == HalfClose::Due && outbox.is_empty()
+        stream.role.end.is_none()
+            && (stream.role.opening.is_some() || stream.inbox.is_owing() || stream.can_half_close())
     }
 
     fn has_event(stream: &Stream<Self>) -> bool {
@@ -403,11 +400,16 @@ impl Stream<Call> {
         if self.inbox.is_owing() {
             return Some(ClientFrame::WindowUpdate(self.inbox.take_owed()));
         }
-        if self.role.half_close == HalfClose::Due && self.outbox.is_empty() {
+        if self.can_half_close() {
             self.role.half_close = HalfClose::Sent;
             return Some(ClientFrame::HalfClose(()));
         }
         None
+    }
+
+    /// It goes after all data.
+    fn can_half_close(&self) -> bool {
+        self.role.half_close == HalfClose::Due && self.outbox.is_empty()
     }
 
     fn next_event(&mut self) -> Option<ResponseEvent> {

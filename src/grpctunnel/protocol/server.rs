@@ -95,16 +95,9 @@ enum HalfClose {
     Read,
 }
 
-impl Call {
-    fn can_close(&self) -> bool {
-        self.close.is_some() && !self.held
-    }
-}
-
 impl Role for Call {
     fn is_due(stream: &Stream<Self>) -> bool {
-        let Stream { role, outbox, inbox, .. } = stream;
-        matches!(role.headers, Headers::Due(_)) || inbox.is_owing() || role.can_close() && outbox.is_empty()
+        matches!(stream.role.headers, Headers::Due(_)) || stream.inbox.is_owing() || stream.can_end()
     }
 
     fn has_event(stream: &Stream<Self>) -> bool {
@@ -264,7 +257,7 @@ impl Server {
         while let Some(id) = self.streams.next_due() {
             if let Some(frame) = self.streams.with(id, Stream::next_frame).flatten() {
                 if matches!(frame, ServerFrame::CloseStream(_)) {
-                    self.streams.remove(id, false);
+                    self.streams.remove(id, true);
                 }
                 return Some(ServerToClient { stream_id: id.0, frame: Some(frame) });
             }
@@ -474,10 +467,15 @@ impl Stream<Call> {
         if self.inbox.is_owing() {
             return Some(ServerFrame::WindowUpdate(self.inbox.take_owed()));
         }
-        if self.role.can_close() && self.outbox.is_empty() {
+        if self.can_end() {
             return self.role.close.take().map(|close| ServerFrame::CloseStream(*close));
         }
         None
+    }
+
+    /// The end goes after all data.
+    fn can_end(&self) -> bool {
+        self.role.close.is_some() && !self.role.held && self.outbox.is_empty()
     }
 
     fn next_event(&mut self) -> Option<RequestEvent> {

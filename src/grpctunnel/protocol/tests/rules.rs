@@ -807,6 +807,51 @@ fn caller_that_sends_on_after_an_early_end_is_not_held_up() {
     assert_eq!(server.sent(), ["1 update 95"]);
 }
 
+/// An update was due, and is not any more: what is due then is looked at anew.
+#[test]
+fn end_does_not_overtake_data_that_wait_for_window() {
+    let mut server = server();
+    server.take([c::call_with(1, METHOD, 2, 10)]);
+    server.send(StreamId(1), data(50)).unwrap();
+    assert_eq!(server.sent(), ["1 headers []", "1 message 5 of 50"]);
+    server.take([c::message(1, 90, 90)]);
+    server.close(StreamId(1), Status::new(Code::Aborted, "x"), no_metadata());
+    server.take([c::half_close(1)]);
+    assert!(server.sent().is_empty(), "45 bytes of the message are to come before the end");
+    server.take([c::update(1, 44)]);
+    assert_eq!(server.sent(), ["1 more 44"]);
+    server.take([c::update(1, 1)]);
+    assert_eq!(server.sent(), ["1 more 1", "1 close Aborted `x`"]);
+}
+
+#[test]
+fn half_close_does_not_overtake_data_that_wait_for_window() {
+    let mut client = client_with(Config { window: 100, ..Config::default() });
+    let id = client.call();
+    client.send(id, data(1500)).unwrap();
+    client.half_close(id).unwrap();
+    assert_eq!(client.sent()[1..], ["1 message 995 of 1500"]);
+    client.take([s::message(1, 90, 90)]);
+    client.read(id);
+    assert_eq!(client.sent(), ["1 update 95"], "and not the end, though the call has something to say");
+    client.take([s::update(1, 504)]);
+    assert_eq!(client.sent(), ["1 more 504"]);
+    client.take([s::update(1, 1)]);
+    assert_eq!(client.sent(), ["1 more 1", "1 half-close"]);
+}
+
+#[test]
+fn driver_is_told_when_the_end_of_a_call_was_sent() {
+    let mut server = server();
+    server.take([c::call(1)]);
+    let id = server.accept().unwrap().id;
+    server.close(id, Status::new(Code::Aborted, "x"), no_metadata());
+    assert!(!server.is_over(id) && server.woken().is_empty());
+    server.sent();
+    assert!(server.is_over(id));
+    assert_eq!(server.woken(), [Woken { id, reader: true, writer: true }]);
+}
+
 #[test]
 fn what_is_wrong_with_a_request_that_was_answered_does_not_spoil_the_answer() {
     for frame in [c::message(1, 1, 2), c::more(1, 50), c::message(1, 5000, 5000), c::half_close(1)] {
