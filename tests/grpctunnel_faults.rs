@@ -13,8 +13,8 @@ use common::{
     child,
     echo::{Counts, Echo, payload},
     faults::{
-        Bystander, Client, assert_unavailable, call, client, end_unavailable, in_flight, noticed, resident_of,
-        sockets_at, successor, until, within,
+        Bystander, Client, NoPanics, assert_unavailable, call, client, end_unavailable, in_flight, noticed,
+        resident_of, sockets_at, successor, until, within,
     },
     http2::framed,
     netns::{CLOUD, Nat},
@@ -477,6 +477,7 @@ async fn is_served(raw: &mut RawTunnel, id: i64) {
 
 #[tokio::test]
 async fn hub_bears_hostile_callers() {
+    let _calm = NoPanics::watch();
     let tunnels = Tunnels::brisk().await;
     let echo = Echo::default();
     let _agent = tunnels.reverse(&echo).await;
@@ -500,6 +501,7 @@ async fn hub_bears_hostile_callers() {
 
 #[tokio::test]
 async fn agent_bears_hostile_callers() {
+    let _calm = NoPanics::watch();
     let (mut hub, echo) = (RawHub::start().await, Echo::default());
     let agent = brisk_builder(hub.address).backoff(SECOND / 100, SECOND / 50, 30 * SECOND);
     let _agent = agent.reverse(Routes::new(echo.service())).await.expect("open");
@@ -615,6 +617,7 @@ async fn bears(name: &str, raw: &mut RawTunnel, client: Client, ended: Option<St
 
 #[tokio::test]
 async fn hub_bears_hostile_agents() {
+    let _calm = NoPanics::watch();
     let tunnels = Tunnels::brisk().await;
     let echo = Echo::default();
     let _agent = tunnels.reverse(&echo).await;
@@ -648,6 +651,7 @@ async fn hub_bears_hostile_agents() {
 
 #[tokio::test]
 async fn caller_bears_hostile_hubs() {
+    let _calm = NoPanics::watch();
     let mut hub = RawHub::start().await;
     let address = hub.address;
     let opener = || brisk_builder(address).backoff(SECOND / 100, SECOND / 50, 30 * SECOND);
@@ -909,4 +913,6 @@ async fn early_ends_leave_no_tasks() {
         most = most.max(tasks());
     }
     assert!(most < before + 150, "{most} tasks, and {before} before");
+    drop(raw);
+    until("the tunnel's tasks end", || tasks() < before).await;
 }
