@@ -729,9 +729,9 @@ impl Victim {
     }
 }
 
-/// Begins 30,000 calls, and says how many of them were taken. The first has the id 1.
+/// Begins 15,000 calls, and says how many of them were taken. The first has the id 1.
 async fn begin_calls(raw: &mut RawTunnel) -> usize {
-    const CALLS: i64 = 30_000;
+    const CALLS: i64 = 15_000;
     let RawTunnel { mouth, ear } = raw;
     let saying = mouth.bytes(bytes_of((1..=CALLS).map(|id| new_call(id, "Chat", HANGS))));
     let hearing = async {
@@ -768,11 +768,11 @@ async fn cancel_calls(raw: &mut RawTunnel) {
     is_served(raw, CALLS + 1).await;
 }
 
-/// Says 300,000 frames of a call that is over.
+/// Says 200,000 frames of a call that is over.
 async fn say_late_frames(raw: &mut RawTunnel, first: i64) {
     raw.say([new_call(first, "Unary", HANGS), asks(first, Asked::Cancel(()))]).await;
     let late = ClientToServer { stream_id: first, frame: None };
-    raw.say(std::iter::repeat_n(late, 300_000)).await;
+    raw.say(std::iter::repeat_n(late, 200_000)).await;
     is_served(raw, first + 1).await;
 }
 
@@ -787,7 +787,7 @@ async fn flood_of_new_calls_costs_a_hub_no_more_than_the_limit() {
         grown.push(victim.grown());
     }
     other.went_on().await;
-    eprintln!("G1: after 30,000 calls, five times: {grown:?} MiB more");
+    eprintln!("G1: after 15,000 calls, five times: {grown:?} MiB more");
     // As many calls as are taken, twice: those before are being ended when the next are begun.
     assert!(grown.iter().all(|grown| *grown < 320), "{grown:?} MiB");
     assert!(grown[4] < grown[3] + 16, "{grown:?} MiB");
@@ -816,7 +816,7 @@ async fn floods_of_calls_that_are_over_leave_nothing_in_a_hub() {
     say_late_frames(&mut raw, 100_000).await;
     other.went_on().await;
     let late = victim.grown();
-    eprintln!("G1: {cancelled} MiB more after 50,000 cancelled calls, {late} after 300,000 late frames");
+    eprintln!("G1: {cancelled} MiB more after 50,000 cancelled calls, {late} after 200,000 late frames");
     assert!(cancelled < 32 && late < 32, "{cancelled} and {late} MiB");
     victim.lives().await;
 }
