@@ -58,6 +58,36 @@ pub async fn call(client: &mut Client) {
     assert_eq!(answer.expect("the call succeeds").into_inner(), payload("are you there?"));
 }
 
+/// While it lives, nothing but a test may panic: a task of the library's would do so unseen.
+pub struct NoPanics(usize);
+
+static PANICS: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+impl NoPanics {
+    pub fn watch() -> Self {
+        static WATCHED: std::sync::Once = std::sync::Once::new();
+        WATCHED.call_once(|| {
+            let tell = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if !info.location().is_some_and(|location| location.file().starts_with("tests/")) {
+                    PANICS.lock().expect("nobody panics with it").push(info.to_string());
+                }
+                tell(info);
+            }));
+        });
+        Self(PANICS.lock().expect("nobody panics with it").len())
+    }
+}
+
+impl Drop for NoPanics {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let panics = PANICS.lock().map(|panics| panics[self.0..].to_vec()).unwrap_or_default();
+            assert!(panics.is_empty(), "{panics:#?}");
+        }
+    }
+}
+
 /// One who calls again and again, and has a call that does not end, while something is done to others.
 pub struct Bystander {
     stop: watch::Sender<bool>,

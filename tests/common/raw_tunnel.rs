@@ -1,6 +1,6 @@
 //! grpctunnel.v1 below its rules: both ends of a carrier, over real HTTP/2, on which a test says whatever it likes.
 
-use std::{future::poll_fn, net::SocketAddr};
+use std::{future::poll_fn, net::SocketAddr, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
@@ -10,6 +10,7 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 
 use super::{
     echo::payload,
+    faults::within,
     http2::{RawClient, framed, head, with},
     rig::soon,
     tunnels::TOKEN,
@@ -27,6 +28,9 @@ pub mod pb {
 
 /// The window of the calls that [`call`] begins.
 pub const WINDOW: u32 = 1 << 20;
+
+/// How long a carrier may be silent: it may come after a flood, on a machine that has more to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One carrier: what is said on it, and what is heard.
 pub struct RawTunnel {
@@ -75,7 +79,7 @@ impl RawTunnel {
 
     /// The next frame.
     pub async fn hear<M: Message + Default>(&mut self) -> M {
-        match soon("a frame", self.ear.frame()).await {
+        match within(PATIENCE, "a frame", self.ear.frame()).await.0 {
             Ok(frame) => frame,
             Err(end) => panic!("the carrier has ended: {end:?}"),
         }
@@ -118,7 +122,7 @@ impl RawTunnel {
                 }
             }
         };
-        soon("the end of the carrier", end).await
+        within(PATIENCE, "the end of the carrier", end).await.0
     }
 }
 
