@@ -223,6 +223,7 @@ mod time;
 mod tls;
 pub mod tuning;
 mod tunnel;
+mod unread;
 
 pub use agent::{Agent, AgentBuilder, AgentStatus, ConnectError};
 pub use carrier::CarrierKind;

@@ -15,7 +15,7 @@ use tracing::Span;
 
 use super::client::ClientHandler;
 use super::io::TunnelIo;
-use super::ledger::{Ledger, Unread, Verdict};
+use super::ledger::{Ledger, Verdict};
 use super::server::Proof;
 use super::write_behind::Carrier;
 use crate::carrier::CarrierKind;
@@ -27,6 +27,7 @@ use crate::http2::Connections;
 use crate::id::AgentId;
 use crate::labels::Labels;
 use crate::tunnel::TunnelId;
+use crate::unread::Unread;
 
 /// The path that stands for a tunnel's gRPC service in streamlocal messages (OpenSSH PROTOCOL §2.4).
 pub(crate) const TUNNEL_PATH: &str = "/grpc-tunnel";
@@ -252,6 +253,10 @@ impl Session {
     /// Ties the tunnel to its agent's limits.
     pub(crate) fn set_account(&self, account: Arc<Account>) {
         self.ledger.share(account.unread.clone());
+        #[cfg(feature = "grpctunnel")]
+        if let Some(caller) = self.caller() {
+            caller.share(account.unread.clone());
+        }
         let _ = self.account.set(account); // set once, by the hub that admits it
     }
 
