@@ -169,6 +169,7 @@ impl Share {
         *self = Self { unread, ..*self }; // what it was is dropped
     }
 
+    #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.held
     }
