@@ -67,7 +67,7 @@ async fn settled(mut count: impl FnMut() -> usize) -> usize {
 async fn two_hundred_slow_readers_lose_no_call() {
     const CALLS: usize = 200;
     const SIZE: usize = 25_000;
-    const COUNT: usize = 60;
+    const COUNT: usize = 32;
     let tunnels = Tunnels::start().await;
     let echo = Echo::default();
     let _agent = tunnels.reverse(&echo).await;
@@ -78,7 +78,7 @@ async fn two_hundred_slow_readers_lose_no_call() {
         // 64 KiB for each, half of 64 MiB for all, and what their writers have before them: 128 KiB each, and the carrier.
         let most = CALLS * (192 << 10) + (32 << 20) + (16 << 20);
         assert!(written < most, "{written} bytes are kept of {}, and at most {most} should be", CALLS * COUNT * SIZE);
-        assert!(written > CALLS * SIZE * 4, "{written} bytes are not enough to tell");
+        assert!(written > CALLS * SIZE * 3, "{written} bytes are not enough to tell");
 
         let mut readers = JoinSet::new();
         slow.into_iter().for_each(|answers| _ = readers.spawn(rest(answers)));

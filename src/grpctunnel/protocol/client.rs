@@ -166,9 +166,14 @@ impl Client {
         self.streams.most().map_or(0, |(_, held)| held)
     }
 
-    /// Ends that call.
+    /// Ends that call, with all that waits of it.
     pub(crate) fn end_most(&mut self) {
         if let Some((id, _)) = self.streams.most() {
+            self.streams.with(id, |stream, _| {
+                if matches!(stream.role.headers, Headers::Here(_)) {
+                    stream.role.headers = Headers::Awaited;
+                }
+            });
             self.fail(id, Violation::Held { limit: self.unread().limit() });
         }
     }
@@ -193,10 +198,12 @@ impl Client {
     /// for it any more.
     fn fail(&mut self, id: StreamId, violation: Violation) {
         let running = self.streams.with(id, |stream, _| {
-            stream.drop_received();
+            stream.inbox.stop();
             // What the server has ended with is no longer true: some of what it sent before is lost.
             let ended = stream.role.end.take();
             stream.end(violation.status(Code::Internal), Metadata::default());
+            stream.metadata =
+                if let Headers::Here(headers) = &stream.role.headers { metadata::memory(headers) } else { 0 };
             ended.is_none()
         });
         if running == Some(true) {
@@ -409,15 +416,6 @@ impl Stream<Call> {
         self.outbox.clear();
         self.inbox.finish();
         self.role.end.get_or_insert_with(|| Box::new((status, trailers)));
-    }
-
-    /// The caller is not to have what has come and was not read.
-    fn drop_received(&mut self) {
-        self.inbox.stop();
-        if matches!(self.role.headers, Headers::Here(_)) {
-            self.role.headers = Headers::Awaited;
-        }
-        self.metadata = 0;
     }
 
     /// The frame that goes before data, if there is one.
