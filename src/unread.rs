@@ -4,9 +4,6 @@
 //! A tunnel that goes over the bound is not read for at most [`PATIENCE`], so that readers who only lag catch up; then
 //! what holds most is given up, a channel of SSH or a call, and the tunnel lives.
 
-// A tunnel of SSH counts, and neither promises nor holds calls.
-#![cfg_attr(not(feature = "grpctunnel"), allow(dead_code))]
-
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -134,7 +134,8 @@ impl TunnelBuilder {
 
     /// How many bytes the peer may send of one call before they are read. Default: 1 MiB; at least 1 KiB. A call begins with
     /// 64 KiB of it. The rest it gets when one of its messages needs that, or as its reader reads, while half of
-    /// [`max_unread`](Self::max_unread) lasts for all calls together; when it ends, others can have that.
+    /// [`max_unread`](Self::max_unread) lasts for all calls together; when it ends, others can have that. The
+    /// Python port sends 64 KiB in any case, so that less than this fails its calls.
     pub fn window(mut self, bytes: u32) -> Self {
         self.settings.set_window(bytes);
         self
@@ -142,8 +143,8 @@ impl TunnelBuilder {
 
     /// How many bytes the peer may have sent by one tunnel, in all its calls, that were not read. Then the tunnel is not read
     /// for a second at most, and if its readers have not caught up by then, the call that holds most ends,
-    /// `RESOURCE_EXHAUSTED`. A peer that keeps to its windows does not come to that with 512 calls, or one for each 128 KiB of
-    /// this, however slow their readers are. Default: 64 MiB.
+    /// `RESOURCE_EXHAUSTED`. A peer that keeps to its windows comes to that only with some 500 calls, one for each 128 KiB of
+    /// this, whose readers are all slow. Default: 64 MiB.
     pub fn max_unread(mut self, bytes: usize) -> Self {
         self.settings.max_unread = bytes;
         self

@@ -31,6 +31,7 @@
 //! | answers to calls that were refused or given up | 1,024; then [`is_overfull`](Server::is_overfull) |
 //!
 //! So a peer that keeps to its windows makes this side keep no more than `start` for each call and half of `max_unread`.
+//! What waits to be read is copied, so that it keeps none of the carrier's buffers, which may be much larger.
 
 mod client;
 mod error;

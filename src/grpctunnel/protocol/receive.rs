@@ -8,9 +8,9 @@ use super::error::Violation;
 use super::{Piece, Revision};
 use crate::unread::Share;
 
-/// A chunk below this size is copied. A larger one is kept as it is, and with it the buffer in which the carrier received
-/// it, with all that came in there.
-pub(super) const SMALL: usize = 8 * 1024;
+/// Chunks below this size are gathered. All are copied: one that was kept as it came would keep the carrier's whole buffer,
+/// and a peer could see to it that this is a thousand times as large.
+const SMALL: usize = 8 * 1024;
 
 /// As much of small chunks goes into one buffer.
 const GATHERED: usize = 2 * SMALL;
@@ -258,7 +258,7 @@ impl Inbox {
     }
 }
 
-/// A queue of bytes that does not copy large pieces and does not keep small ones apart.
+/// A queue of bytes that keeps nothing but these, and does not keep small pieces apart.
 #[derive(Debug, Default)]
 struct Rope {
     pieces: VecDeque<Bytes>,
@@ -272,7 +272,7 @@ impl Rope {
         self.len += data.len();
         if data.len() >= SMALL {
             self.close();
-            self.pieces.push_back(data);
+            self.pieces.push_back(Bytes::copy_from_slice(&data));
         } else if !data.is_empty() {
             if self.gathered.len() + data.len() > GATHERED {
                 self.close();
@@ -319,14 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn large_chunk_is_handed_on_as_it_came_and_a_small_one_is_copied() {
-        for (len, copied) in [(SMALL, false), (SMALL - 1, true)] {
+    fn chunk_does_not_keep_the_buffer_in_which_it_came() {
+        for len in [1, SMALL - 1, SMALL, 10 * SMALL] {
             let mut inbox = Inbox::new(Revision::One, fixed(100_000), 100_000);
-            let data = Bytes::from(vec![1; len]);
-            inbox.begin(len as u32, data.clone()).unwrap();
-            let Some(Piece::First { data: read, .. }) = inbox.next() else { panic!("no message") };
-            assert_eq!(read, data);
-            assert_eq!(read.as_ptr() != data.as_ptr(), copied);
+            let buffer = Bytes::from(vec![1; 1 << 20]);
+            inbox.begin(len as u32, buffer.slice(..len)).unwrap();
+            assert!(buffer.is_unique(), "{len}");
+            assert_eq!(inbox.next(), Some(Piece::First { size: len as u32, data: buffer.slice(..len) }));
         }
     }
 
