@@ -180,14 +180,16 @@
 //! | at a gateway: connections | 10,000, with 1,000 calls and 16 MiB each; 10 s until HTTP/2, and 30 s until a call that a policy lets in | `GatewayBuilder::max_connections`, `window` |
 //! | calls of one caller | 10,000 | `max_calls_per_caller` |
 //! | what waits for slow readers | a call's window each (24 MiB from an agent, 4 MiB from a caller), 256 MiB in all, for 30 s without a byte taken | `max_held`, `stall_timeout` |
-//! | in a tunnel of `grpctunnel`: calls that are taken at once | 10,000; more are refused | |
-//! | received and not read | 1 MiB for each call, 64 MiB in all; then the call that holds most ends | `window` |
-//! | one message | 64 MiB | `max_message` |
+//! | in a tunnel of `grpctunnel`: calls that are taken at once | 10,000; more are refused | `max_calls` |
+//! | what a peer may send of one call before it is read | 64 KiB; as its reader reads, and for a message that needs it, up to 1 MiB, as long as all calls together have no more than half of the next bound beyond their 64 KiB | `window` |
+//! | received and not read, with metadata | 64 MiB for each tunnel, and on a hub for all tunnels of one agent, of SSH or not; then the tunnel is not read for 1 s at most, and after that the call that holds most ends | `max_unread`, [`HubBuilder::max_unread`] |
+//! | metadata of a call, each of its headers, its answer's and the trailers | 64 KiB, as HTTP/2 counts | |
+//! | one message; one frame of the carrier | 64 MiB; 4 MiB, one at a time | `max_message` |
 //! | written and not sent | 128 KiB for each call; then its writer waits | |
 //!
 //! The bounds on calls and on what HTTP/2 holds are those of servers and endpoints that went through [`tune_server`] and
-//! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms; a window
-//! is no memory until its reader is slow. For many agents that are not trusted, set smaller ones.
+//! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms, and one of
+//! `grpctunnel` 80 Mbit/s; a window is no memory until its reader is slow. For many agents that are not trusted, set smaller ones.
 //!
 //! # Features
 //! | feature | default | what it adds |
@@ -225,6 +227,9 @@ mod time;
 mod tls;
 pub mod tuning;
 mod tunnel;
+// Tunnels of SSH count there, and have no use for the rest.
+#[cfg_attr(not(feature = "grpctunnel"), allow(dead_code))]
+mod unread;
 
 pub use agent::{Agent, AgentBuilder, AgentStatus, ConnectError};
 pub use carrier::CarrierKind;

@@ -123,9 +123,6 @@ impl fmt::Debug for Carrier {
     }
 }
 
-/// Calls that are taken at once in one tunnel. No caller knows of a limit, so it is none that programs come to.
-const MAX_STREAMS: usize = 10_000;
-
 /// The least that a peer may send of one call before it is taken.
 const WINDOW_MIN: u32 = 1024;
 
@@ -135,12 +132,22 @@ struct Settings {
     establishment: Duration,
     max_message: usize,
     window: u32,
+    max_unread: usize,
+    max_calls: usize,
     newest: Revision,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { establishment: Duration::from_secs(15), max_message: 64 << 20, window: 1 << 20, newest: Revision::Two }
+        Self {
+            establishment: Duration::from_secs(15),
+            max_message: 64 << 20,
+            window: 1 << 20,
+            max_unread: 64 << 20,
+            // No caller knows of a limit, so it is none that programs come to.
+            max_calls: 10_000,
+            newest: Revision::Two,
+        }
     }
 }
 
@@ -151,6 +158,13 @@ impl Settings {
 
     fn config(&self) -> Config {
         let max_message = u32::try_from(self.max_message).unwrap_or(u32::MAX);
-        Config { newest: self.newest, window: self.window, max_message, max_streams: MAX_STREAMS, ..Config::default() }
+        Config {
+            newest: self.newest,
+            window: self.window,
+            max_message,
+            max_streams: self.max_calls,
+            max_unread: self.max_unread,
+            ..Config::default()
+        }
     }
 }

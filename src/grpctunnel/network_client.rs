@@ -123,9 +123,28 @@ impl TunnelBuilder {
         self
     }
 
-    /// How many bytes the peer may send of one call before they are taken. Default: 1 MiB; at least 1 KiB.
+    /// How many bytes the peer may send of one call before they are read. Default: 1 MiB; at least 1 KiB. A call begins with
+    /// 64 KiB of it. The rest it gets when one of its messages needs that, or as its reader reads, while half of
+    /// [`max_unread`](Self::max_unread) lasts for all calls together; when it ends, others can have that. The
+    /// Python port sends 64 KiB in any case, so that less than this fails its calls.
     pub fn window(mut self, bytes: u32) -> Self {
         self.settings.set_window(bytes);
+        self
+    }
+
+    /// How many bytes the peer may have sent by one tunnel, in all its calls, that were not read. Then the tunnel is not read
+    /// for a second at most, and if its readers have not caught up by then, the call that holds most ends,
+    /// `RESOURCE_EXHAUSTED`. A peer that keeps to its windows comes to that only with some 500 calls, one for each 128 KiB of
+    /// this, whose readers are all slow. Default: 64 MiB.
+    pub fn max_unread(mut self, bytes: usize) -> Self {
+        self.settings.max_unread = bytes;
+        self
+    }
+
+    /// How many calls the peer may have in flight by one reverse tunnel; more fail `RESOURCE_EXHAUSTED`. The protocol does not
+    /// tell callers of it, so they cannot wait. Default: 10,000. Those that this side makes have no limit.
+    pub fn max_calls(mut self, calls: usize) -> Self {
+        self.settings.max_calls = calls;
         self
     }
 

@@ -159,9 +159,30 @@ impl TunnelServiceBuilder {
         self
     }
 
-    /// How many bytes a peer may send of one call before they are taken. Default: 1 MiB; at least 1 KiB.
+    /// How many bytes a peer may send of one call before they are read. Default: 1 MiB; at least 1 KiB. A call begins with
+    /// 64 KiB of it. The rest it gets when one of its messages needs that, or as its reader reads, while half of
+    /// [`max_unread`](Self::max_unread) lasts for all calls together; when it ends, others can have that. The
+    /// Python port sends 64 KiB in any case, so that less than this fails its calls.
     pub fn window(mut self, bytes: u32) -> Self {
         self.settings.set_window(bytes);
+        self
+    }
+
+    /// How many bytes a peer may have sent by one *forward* tunnel, in all its calls, that were not read. Then the tunnel is
+    /// not read for a second at most, and if its readers have not caught up by then, the call that holds most ends,
+    /// `RESOURCE_EXHAUSTED`. A peer that keeps to its windows comes to that only with some 500 calls, one for each 128 KiB of
+    /// this, whose readers are all slow. Default: 64 MiB. With reverse tunnels it is
+    /// [`HubBuilder::max_unread`](crate::HubBuilder::max_unread), for all tunnels of an agent.
+    pub fn max_unread(mut self, bytes: usize) -> Self {
+        self.settings.max_unread = bytes;
+        self
+    }
+
+    /// How many calls a peer may have in flight by one *forward* tunnel; more fail `RESOURCE_EXHAUSTED`. The protocol does not
+    /// tell callers of it, so they cannot wait. Default: 10,000. With reverse tunnels the hub calls, and
+    /// [`HubBuilder::max_calls`](crate::HubBuilder::max_calls) is how many.
+    pub fn max_calls(mut self, calls: usize) -> Self {
+        self.settings.max_calls = calls;
         self
     }
 
@@ -295,7 +316,7 @@ impl generated::TunnelService for Handler {
         about.insert(Carrier::new(id, carrier.metadata().clone(), carrier.remote_addr()));
         let settings = &self.0.settings;
         let protocol = protocol::Server::new(settings.config(), negotiated(carrier.metadata()));
-        let end = Arc::new(End::new(protocol));
+        let end = End::new(protocol);
         let said = Said::of(&end);
         // Before the look at `stop`: a shutdown that begins after it waits for this tunnel.
         let counted = Counted::new(&self.0.forward);

@@ -25,6 +25,7 @@ use super::protocol::{
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
 use crate::ssh::Session;
+use crate::unread::Unread;
 
 /// What asks a peer whether it lives: no peer has such a method, and each has to say so.
 const PROBE: &str = "/dialback.v1.Probe/Probe";
@@ -49,6 +50,26 @@ impl Protocol for protocol::Client {
         self.next_woken()
     }
 
+    fn has_news(&self) -> bool {
+        self.revision().is_some()
+    }
+
+    fn share(&mut self, unread: Arc<Unread>) {
+        self.share(unread);
+    }
+
+    fn unread(&self) -> &Arc<Unread> {
+        self.unread()
+    }
+
+    fn most(&self) -> usize {
+        self.most()
+    }
+
+    fn end_most(&mut self) {
+        self.end_most();
+    }
+
     fn close(&mut self) {
         self.close();
     }
@@ -62,11 +83,16 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(super) fn new(protocol: protocol::Client) -> Self {
-        Self { end: Arc::new(End::new(protocol)), runtime: Handle::current() }
+        Self { end: End::new(protocol), runtime: Handle::current() }
     }
 
     pub(super) fn end(&self) -> &Arc<End<protocol::Client>> {
         &self.end
+    }
+
+    /// From now on what is unread counts together with that of others. Before the first call.
+    pub(crate) fn share(&self, unread: Arc<Unread>) {
+        self.end.share(unread);
     }
 
     /// Another number than before once the peer has shown that it lives.

@@ -23,6 +23,7 @@ use super::proto;
 use super::protocol::{self, Closing, NewCall, RequestEvent, StreamId, TunnelError, Woken, from_headers, into_headers};
 use crate::channel::drop_bad_details;
 use crate::http2::timeout_of;
+use crate::unread::Unread;
 
 /// How long the good end of a call may wait for its caller to have sent all: see [`Closing::Held`].
 const HELD: Duration = Duration::from_millis(500);
@@ -45,6 +46,26 @@ impl Protocol for protocol::Server {
 
     fn next_woken(&mut self) -> Option<Woken> {
         self.next_woken()
+    }
+
+    fn has_news(&self) -> bool {
+        self.has_calls_to_accept()
+    }
+
+    fn share(&mut self, unread: Arc<Unread>) {
+        self.share(unread);
+    }
+
+    fn unread(&self) -> &Arc<Unread> {
+        self.unread()
+    }
+
+    fn most(&self) -> usize {
+        self.most()
+    }
+
+    fn end_most(&mut self) {
+        self.end_most();
     }
 
     fn close(&mut self) {

@@ -143,7 +143,7 @@ impl Way {
         let (give, request) = self.request(slot);
         let response = self.carrier.reverse(request).await.map_err(OpenError::Refused)?;
         let protocol = protocol::Server::new(self.settings.config(), negotiated(response.metadata()));
-        let end = Arc::new(End::new(protocol));
+        let end = End::new(protocol);
         let _ = give.send(end.clone()); // fails if the carrier has just ended, which reading says
         let id = TunnelId::next();
         let mut about = Extensions::new();

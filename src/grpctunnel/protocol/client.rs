@@ -1,6 +1,7 @@
 //! The tunnel client: it makes calls.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -16,6 +17,7 @@ use crate::grpctunnel::proto::{
     ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
     client_to_server::Frame as ClientFrame, server_to_client::Frame as ServerFrame,
 };
+use crate::unread::{Share, Unread};
 
 /// As many revisions as are repeated of a server that speaks none of ours.
 const REPEATED: usize = 16;
@@ -123,7 +125,7 @@ impl Client {
             return Err(TunnelError::NeverCreated(stream_id));
         }
         let (id, limit) = (StreamId(stream_id), self.streams.config.max_metadata);
-        let result = self.streams.with(id, |stream| {
+        let result = self.streams.with(id, |stream, _| {
             if stream.role.end.is_some() {
                 return Ok(());
             }
@@ -145,10 +147,35 @@ impl Client {
         if let Some(Err(violation)) = result {
             self.fail(id, violation);
         }
-        while let Some(hog) = self.streams.hog() {
-            self.fail(hog, Violation::Held { limit: self.streams.config.max_held });
-        }
         Ok(())
+    }
+
+    /// From now on what is unread counts together with that of others.
+    pub(crate) fn share(&mut self, unread: Arc<Unread>) {
+        self.streams.share(unread);
+    }
+
+    /// What is unread, and how much that may be. While it is more, the carrier is not to be read; but readers may never come
+    /// to it, so that after a moment calls have to be [ended](Self::end_most).
+    pub(crate) fn unread(&self) -> &Arc<Unread> {
+        self.streams.unread()
+    }
+
+    /// What the call holds that holds most.
+    pub(crate) fn most(&self) -> usize {
+        self.streams.most().map_or(0, |(_, held)| held)
+    }
+
+    /// Ends that call, with all that waits of it.
+    pub(crate) fn end_most(&mut self) {
+        if let Some((id, _)) = self.streams.most() {
+            self.streams.with(id, |stream, _| {
+                if matches!(stream.role.headers, Headers::Here(_)) {
+                    stream.role.headers = Headers::Awaited;
+                }
+            });
+            self.fail(id, Violation::Held { limit: self.unread().limit() });
+        }
     }
 
     fn settle(&mut self, id: i64, settings: &Settings) -> Result<(), TunnelError> {
@@ -170,11 +197,13 @@ impl Client {
     /// A call ends with this: the caller hears of it, and the server, unless it has ended the call itself, that nobody waits
     /// for it any more.
     fn fail(&mut self, id: StreamId, violation: Violation) {
-        let running = self.streams.with(id, |stream| {
+        let running = self.streams.with(id, |stream, _| {
             stream.inbox.stop();
             // What the server has ended with is no longer true: some of what it sent before is lost.
             let ended = stream.role.end.take();
             stream.end(violation.status(Code::Internal), Metadata::default());
+            stream.metadata =
+                if let Headers::Here(headers) = &stream.role.headers { metadata::memory(headers) } else { 0 };
             ended.is_none()
         });
         if running == Some(true) {
@@ -200,7 +229,7 @@ impl Client {
             }
         }
         while let Some(id) = self.streams.next_ready() {
-            let frame = match self.streams.with(id, |stream| stream.outbox.next()).flatten() {
+            let frame = match self.streams.with(id, |stream, _| stream.outbox.next()).flatten() {
                 Some(Piece::First { size, data }) => ClientFrame::RequestMessage(MessageData { size, data }),
                 Some(Piece::More(data)) => ClientFrame::MoreRequestData(data),
                 None => continue,
@@ -233,7 +262,7 @@ impl Client {
         }
         self.opened = self.opened.checked_add(1).ok_or(OpenError::NoIds)?;
         let id = StreamId(self.opened);
-        let own = if revision == Revision::Zero { 0 } else { self.streams.config.window };
+        let own = if revision == Revision::Zero { 0 } else { self.streams.config.start };
         let opening = Some(Box::new(NewStream {
             method_name: method.to_owned(),
             request_headers: Some(metadata),
@@ -241,7 +270,7 @@ impl Client {
             protocol_revision: revision.number(),
         }));
         let call = Call { opening, half_close: HalfClose::Open, headers: Headers::Awaited, end: None };
-        self.streams.insert(id, revision, window, call);
+        self.streams.insert(id, revision, window, call, 0);
         Ok(id)
     }
 
@@ -282,7 +311,7 @@ impl Client {
         id: StreamId,
         act: impl FnOnce(&mut Stream<Call>) -> Result<(), SendError>,
     ) -> Result<(), SendError> {
-        let result = self.streams.with(id, |stream| match (&stream.role.end, &stream.role.half_close) {
+        let result = self.streams.with(id, |stream, _| match (&stream.role.end, &stream.role.half_close) {
             (Some(_), _) => Err(SendError::Over),
             (None, HalfClose::Open) => act(stream),
             (None, _) => Err(SendError::HalfClosed),
@@ -302,7 +331,7 @@ impl Client {
 
     /// The caller cannot go on: the call ends with this for whoever reads it, and the server is told that nobody waits.
     pub(crate) fn abandon(&mut self, id: StreamId, status: Status) {
-        let running = self.streams.with(id, |stream| {
+        let running = self.streams.with(id, |stream, _| {
             let running = stream.role.end.is_none();
             if running {
                 stream.inbox.stop();
@@ -317,7 +346,7 @@ impl Client {
 
     /// The next that the caller gets. None: not yet; a [`Woken`] will say when.
     pub(crate) fn poll_event(&mut self, id: StreamId) -> Option<ResponseEvent> {
-        let Some(event) = self.streams.with(id, Stream::next_event) else {
+        let Some(event) = self.streams.with(id, |stream, _| stream.next_event()) else {
             let status = Status::new(Code::Cancelled, "the call is over");
             return Some(ResponseEvent::End { status, trailers: Metadata::default() });
         };
@@ -350,7 +379,7 @@ impl Client {
         self.closed = true;
         self.cancelled = VecDeque::new();
         for id in self.streams.end() {
-            self.streams.with(id, |stream| stream.end_with(ResponseEvent::Lost));
+            self.streams.with(id, |stream, _| stream.end_with(ResponseEvent::Lost));
         }
     }
 }
@@ -362,16 +391,20 @@ impl Stream<Call> {
             return Err(Violation::MetadataSize { limit });
         }
         if matches!(self.role.headers, Headers::Awaited) {
+            self.metadata += metadata::memory(&headers);
             self.role.headers = Headers::Here(headers);
         }
         Ok(())
     }
 
     fn take_close(&mut self, close: CloseStream, limit: usize) {
-        let (status, trailers) = (close.status.unwrap_or_default(), close.response_trailers.unwrap_or_default());
+        let (mut status, trailers) = (close.status.unwrap_or_default(), close.response_trailers.unwrap_or_default());
+        status.keep();
         if metadata::size(&trailers).saturating_add(status.encoded_len()) > limit {
-            self.end(Violation::MetadataSize { limit }.status(Code::Internal), Metadata::default());
-        } else if self.inbox.is_incomplete() && status.is_ok() {
+            return self.end(Violation::MetadataSize { limit }.status(Code::Internal), Metadata::default());
+        }
+        self.metadata += metadata::memory(&trailers) + status.memory();
+        if self.inbox.is_incomplete() && status.is_ok() {
             self.end(Violation::Truncated.status(Code::Internal), trailers);
         } else {
             self.end(status, trailers);
@@ -390,15 +423,15 @@ impl Stream<Call> {
     }
 
     /// The frame that goes before data, if there is one.
-    fn next_frame(&mut self) -> Option<ClientFrame> {
+    fn next_frame(&mut self, share: &mut Share) -> Option<ClientFrame> {
         if self.role.end.is_some() {
             return None;
         }
         if let Some(opening) = self.role.opening.take() {
             return Some(ClientFrame::NewStream(*opening));
         }
-        if self.inbox.is_owing() {
-            return Some(ClientFrame::WindowUpdate(self.inbox.take_owed()));
+        if let Some(bytes) = self.take_owed(share) {
+            return Some(ClientFrame::WindowUpdate(bytes));
         }
         if self.can_half_close() {
             self.role.half_close = HalfClose::Sent;
@@ -414,7 +447,10 @@ impl Stream<Call> {
 
     fn next_event(&mut self) -> Option<ResponseEvent> {
         match std::mem::replace(&mut self.role.headers, Headers::Read) {
-            Headers::Here(headers) => return Some(ResponseEvent::Headers(headers)),
+            Headers::Here(headers) => {
+                self.metadata -= metadata::memory(&headers);
+                return Some(ResponseEvent::Headers(headers));
+            }
             Headers::Awaited if self.inbox.has_piece() => return Some(ResponseEvent::Headers(Metadata::default())),
             headers => self.role.headers = headers,
         }

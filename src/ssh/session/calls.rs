@@ -11,12 +11,16 @@ use super::open::UnderWay;
 #[cfg(feature = "grpctunnel")]
 use crate::close::Disconnected;
 use crate::connector::DialError;
-use crate::ssh::ledger::Unread;
+use crate::unread::Unread;
 
 impl Session {
     /// Ties the tunnel to its agent's limits.
     pub(crate) fn set_account(&self, account: Arc<Account>) {
         self.ledger.share(account.unread.clone());
+        #[cfg(feature = "grpctunnel")]
+        if let Some(caller) = self.caller() {
+            caller.share(account.unread.clone());
+        }
         let _ = self.account.set(account); // set once, by the hub that admits it
     }
 

@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::*;
 use crate::grpctunnel::proto::{
-    ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
+    ClientToServer, CloseStream, Detail, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
     client_to_server::Frame as ClientFrame, metadata::Values, server_to_client::Frame as ServerFrame,
 };
 
