@@ -123,7 +123,7 @@ impl http_body::Body for Chunks {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-        const CHUNK: &[u8] = &[[0, 0, 0, 0, 2, 8, 127]; 100].as_flattened();
+        const CHUNK: &[u8] = [[0, 0, 0, 0, 2, 8, 127]; 100].as_flattened();
         let left = self.0.checked_sub(1);
         self.0 = left.unwrap_or(0);
         Poll::Ready(left.map(|_| Ok(http_body::Frame::data(Bytes::from_static(CHUNK)))))
