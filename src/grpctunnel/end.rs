@@ -366,7 +366,7 @@ mod tests {
         type Error = Status;
 
         fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            const CHUNK: &[u8] = &[[0, 0, 0, 0, 2, 8, 127]; 100].as_flattened();
+            const CHUNK: &[u8] = [[0, 0, 0, 0, 2, 8, 127]; 100].as_flattened();
             let left = self.0.checked_sub(1);
             self.0 = left.unwrap_or(0);
             Poll::Ready(left.map(|_| Ok(Frame::data(Bytes::from_static(CHUNK)))))
