@@ -1,37 +1,14 @@
 //! Notices when files change.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use crate::stamp::Stamp;
 
 /// How often the files' times are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// What tells versions of a file apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    len: u64,
-    #[cfg(unix)]
-    inode: (u64, i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
-        Ok(Self {
-            modified: metadata.modified().ok(),
-            len: metadata.len(),
-            #[cfg(unix)]
-            inode: {
-                use std::os::unix::fs::MetadataExt;
-                (metadata.ino(), metadata.ctime(), metadata.ctime_nsec())
-            },
-        })
-    }
-}
 
 /// What was seen of some files.
 #[derive(Default)]
@@ -43,7 +20,7 @@ struct Seen {
 impl Seen {
     /// Whether the files have another version, and are left alone since the last look: whoever writes them is done.
     fn look(&mut self, paths: &[PathBuf]) -> bool {
-        let now: Option<Vec<Stamp>> = paths.iter().map(|path| Stamp::of(path).ok()).collect();
+        let now: Option<Vec<Stamp>> = paths.iter().map(|path| Some(Stamp::of(&fs::metadata(path).ok()?))).collect();
         let settled = now == self.last;
         self.last = now;
         let changed = settled && self.last != self.in_force;

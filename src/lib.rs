@@ -71,7 +71,8 @@
 //! Several tunnels of one id are a pool: each call takes the less busy of two random ones ([`Balance`]), a dead one is
 //! never picked, and a call that never reached its agent is sent once more, on another. [`TunnelPolicy`] says otherwise. The
 //! tunnels of one id are all opened with the same key, or under the same authority: what *another* key opens is refused
-//! while one of them lives, so replicas with keys of their own have ids of their own and a label in common.
+//! while one of them lives, so replicas with keys of their own have ids of their own and a label in common. Who
+//! counts as the same is yours to say: [`Grant::holder`].
 //!
 //! An agent that comes back takes the place of the tunnel it lost, even if the hub has not noticed the loss: an agent's
 //! first line on the wire says which of its connections this is. Where that says nothing (a stock `ssh -R`, or an agent
@@ -182,14 +183,16 @@
 //! | calls of one caller | 10,000 | `max_calls_per_caller` |
 //! | what waits for slow readers | a call's window each (24 MiB from an agent, 4 MiB from a caller), 256 MiB in all, for 30 s without a byte taken | `max_held`, `stall_timeout` |
 //! | at an agent that [forwards](#features): what waits for slow readers | a call's window each (24 MiB), 256 MiB in all | |
-//! | in a tunnel of `grpctunnel`: calls that are taken at once | 10,000; more are refused | |
-//! | received and not read | 1 MiB for each call, 64 MiB in all; then the call that holds most ends | `window` |
-//! | one message | 64 MiB | `max_message` |
+//! | in a tunnel of `grpctunnel`: calls that are taken at once | 10,000; more are refused | `max_calls` |
+//! | what a peer may send of one call before it is read | 64 KiB; as its reader reads, and for a message that needs it, up to 1 MiB, as long as all calls together have no more than half of the next bound beyond their 64 KiB | `window` |
+//! | received and not read, with metadata | 64 MiB for each tunnel, and on a hub for all tunnels of one agent, of SSH or not; then the tunnel is not read for 1 s at most, and after that the call that holds most ends | `max_unread`, [`HubBuilder::max_unread`] |
+//! | metadata of a call, each of its headers, its answer's and the trailers | 64 KiB, as HTTP/2 counts | |
+//! | one message; one frame of the carrier | 64 MiB; 4 MiB, one at a time | `max_message` |
 //! | written and not sent | 128 KiB for each call; then its writer waits | |
 //!
 //! The bounds on calls and on what HTTP/2 holds are those of servers and endpoints that went through [`tune_server`] and
-//! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms; a window
-//! is no memory until its reader is slow. For many agents that are not trusted, set smaller ones.
+//! [`tune_endpoint`], and of [`TunnelChannel`]. The windows are sized so that one call fills 1 Gbit/s at 100 ms, and one of
+//! `grpctunnel` 80 Mbit/s; a window is no memory until its reader is slow. For many agents that are not trusted, set smaller ones.
 //!
 //! # Features
 //! | feature | default | what it adds |
@@ -223,12 +226,16 @@ mod labels;
 mod ssh;
 #[cfg(unix)]
 mod ssh_config;
+mod stamp;
 pub mod stats;
 mod time;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
 mod tls;
 pub mod tuning;
 mod tunnel;
+// Tunnels of SSH count there, and have no use for the rest.
+#[cfg_attr(not(feature = "grpctunnel"), allow(dead_code))]
+mod unread;
 
 pub use agent::{Agent, AgentBuilder, AgentStatus, ConnectError};
 pub use carrier::CarrierKind;

@@ -665,7 +665,7 @@ async fn each_side_notices_a_dead_peer_by_its_own_keepalive() {
                 assert_eq!(gone.reason, CloseReason::KeepaliveTimeout);
             }
             false => {
-                common::faults::noticed(&rig, 2 * SECOND).await;
+                common::faults::noticed(rig.agent.status(), 2 * SECOND).await;
             }
         }
     }

@@ -126,7 +126,7 @@ async fn black_hole(way: Way) {
     let (ended, (gone, hub), agent) = tokio::join!(
         end_unavailable(calls, limit),
         within(limit, "the hub's notice", tunnel.closed()),
-        noticed(&rig, limit)
+        noticed(rig.agent.status(), limit)
     );
     assert!(
         matches!(

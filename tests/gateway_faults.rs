@@ -17,7 +17,7 @@ use std::{
 use common::{
     child::{self, Keys},
     echo::{Echo, payload, pb::echo_client::EchoClient, steered},
-    faults::{alone, until},
+    faults::{alone, resident_of, until},
     gateway::{channel, channel_at},
     http2::{RawClient, framed, with},
     rig::{AGENT, serve, soon},
@@ -51,13 +51,6 @@ async fn child() {
     tokio::time::sleep(600 * SECOND).await;
 }
 
-/// The memory of a process, in bytes.
-fn resident(id: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the process lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
-    1024 * line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number of kB")
-}
-
 /// So many bytes through a hub that is a process of its own, both ways; its memory does not grow with them.
 async fn streams_through(bytes: usize) {
     let keys = Keys::new();
@@ -85,13 +78,13 @@ async fn streams_through(bytes: usize) {
         client.upload(tokio_stream::iter(messages)).await.expect("the upload");
     };
     transfer(&mut client, 64 << 20).await;
-    let before = resident(id);
+    let before = resident_of(id);
     let most = Arc::new(AtomicUsize::new(0));
     let watching = {
         let most = most.clone();
         tokio::spawn(async move {
             loop {
-                most.fetch_max(resident(id), Ordering::Relaxed);
+                most.fetch_max(resident_of(id), Ordering::Relaxed);
                 tokio::time::sleep(SECOND / 20).await;
             }
         })
@@ -128,7 +121,7 @@ async fn unread_stream(alone: bool) {
         }
         times.p99()
     };
-    let (base, before) = (p99(&mut client).await, resident(id));
+    let (base, before) = (p99(&mut client).await, resident_of(id));
     let stream = TcpStream::connect(gateway).await.unwrap();
     let deaf = RawClient::over(stream, |builder| builder.initial_window_size(65_535)).await;
     let flood = [("dialback-agent", AGENT), ("echo-count", "100000"), ("echo-size", "65536")];
@@ -144,7 +137,7 @@ async fn unread_stream(alone: bool) {
         }
     })
     .await;
-    let grown = resident(id).saturating_sub(before);
+    let grown = resident_of(id).saturating_sub(before);
     eprintln!("C1: {} KiB more; p99 {base:?} alone, {beside:?} beside the unread stream", grown >> 10);
     assert!(grown <= HTTP2_STREAM_WINDOW as usize + (8 << 20), "the hub's memory grew by {grown} bytes");
     assert!(!alone || beside <= 2 * base, "{beside:?} against {base:?}");

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use common::bulk::{RekeyedBy, assert_numbered, numbered};
-use common::echo::{Echo, client, pattern, payload, pb::Payload};
+use common::echo::{Echo, client, local_service, pattern, payload, pb::Payload};
 use common::faults::alone;
 use common::openssh::Ssh;
 use common::peers::{Peer, ssh_keygen, ssh_keygen_revoke, ssh_keygen_sign};
@@ -15,20 +15,10 @@ use dialback::{AuthorizedKeys, CloseReason, Hub, TunnelChannel};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Request;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::Endpoint;
 
 type EchoClient<T> = common::echo::pb::echo_client::EchoClient<T>;
-
-/// An ordinary gRPC server on a port of loopback, as a laptop has it beside its ssh.
-async fn local_service() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let port = listener.local_addr().expect("an address").port();
-    let server = Server::builder().add_service(Echo::default().service());
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    port
-}
 
 /// Starts `ssh -N -R /grpc-tunnel:127.0.0.1:PORT` and waits until the hub can call.
 async fn laptop(ssh: &Ssh, hub: &Hub, more: &[&str]) -> Peer {

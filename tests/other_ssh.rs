@@ -4,22 +4,11 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::echo::{Echo, pattern, payload, pb::echo_client::EchoClient};
+use common::echo::{local_service, pattern, payload, pb::echo_client::EchoClient};
 use common::peers::{Peer, require_program};
 use common::rig::soon;
 use dialback::{AllowedKeys, Hub, HubEvent, PrivateKey};
-use tokio::net::TcpListener;
 use tokio::process::Command;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
-
-async fn local_service() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let port = listener.local_addr().expect("an address").port();
-    let server = Server::builder().add_service(Echo::default().service());
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    port
-}
 
 /// A key of the laptop's in a file, as OpenSSH writes it.
 fn key_file(dir: &Path) -> (PathBuf, PrivateKey) {

@@ -2,15 +2,15 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::uri::Authority;
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
 use super::error::ConnectError;
+use super::standing::{Slot, Standing};
 use super::status::AgentStatus;
 use crate::carrier::race::race;
 use crate::carrier::{Carried, DialFailure, Dialer, HostPort, ProxyFailure};
@@ -62,44 +62,15 @@ pub(super) struct Shared {
     /// The way that worked last.
     favourite: AtomicUsize,
     renew_after: u64,
-    pub(super) status: watch::Sender<AgentStatus>,
-    pub(super) stop: watch::Sender<bool>,
+    pub(super) standing: Standing<Arc<Session>>,
+    /// Renewed, and finishing their calls. The lock comes before that of the slots.
+    draining: Mutex<Vec<Arc<Session>>>,
     /// How many tunnels are being made to take the place of one that stands.
     renewing: watch::Sender<usize>,
-    sessions: Mutex<Sessions>,
-    /// For timers of callers that have no runtime of their own.
-    runtime: Handle,
-}
-
-struct Sessions {
-    slots: Vec<Slot>,
-    /// Renewed, and finishing their calls.
-    draining: Vec<Arc<Session>>,
-}
-
-/// One of the tunnels that an agent keeps standing.
-#[derive(Clone, Default)]
-struct Slot {
-    current: Option<Arc<Session>>,
-    /// Set while it stands.
-    status: Option<AgentStatus>,
-}
-
-impl Sessions {
-    /// The status of the first tunnel that stands, and how many do.
-    fn standing(&self) -> Option<AgentStatus> {
-        let mut standing = self.slots.iter().filter_map(|slot| slot.status.clone());
-        let mut first = standing.next()?;
-        if let AgentStatus::Connected { tunnels, .. } = &mut first {
-            *tunnels = 1 + standing.count();
-        }
-        Some(first)
-    }
 }
 
 impl Shared {
     pub(super) fn new(id: AgentId, login: Login, ways: Vec<Way>, renew_after: u64, slots: u16) -> Self {
-        let first = AgentStatus::Connecting { attempt: 1, next_try: Duration::ZERO, last_error: None };
         let can_dial_again = ways.iter().any(|way| way.dialer.can_dial_again());
         let (renew_after, slots) = if can_dial_again { (renew_after, slots) } else { (u64::MAX, 1) };
         Self {
@@ -109,84 +80,63 @@ impl Shared {
             can_dial_again,
             favourite: AtomicUsize::new(0),
             renew_after,
-            status: watch::Sender::new(first),
-            stop: watch::Sender::new(false),
+            standing: Standing::new(slots),
+            draining: Mutex::default(),
             renewing: watch::Sender::new(0),
-            sessions: Mutex::new(Sessions { slots: vec![Slot::default(); usize::from(slots)], draining: Vec::new() }),
-            runtime: Handle::current(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn draining(&self) -> MutexGuard<'_, Vec<Arc<Session>>> {
+        self.draining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many tunnels the agent keeps standing.
     pub(super) fn slots(&self) -> u16 {
-        u16::try_from(self.lock().slots.len()).unwrap_or(u16::MAX)
+        u16::try_from(self.standing.slots().len()).unwrap_or(u16::MAX)
     }
 
     /// The tunnel to dial, but not `except`: of those that stand the least busy; else one that has ended.
     fn pick(&self, except: Option<TunnelId>) -> Option<Arc<Session>> {
-        let sessions = self.lock();
-        let current = sessions.slots.iter().filter_map(|slot| slot.current.as_ref());
-        let others = current.filter(|session| Some(session.id) != except);
+        let slots = self.standing.slots();
+        let others = slots.iter().filter_map(Slot::last).filter(|session| Some(session.id) != except);
         others.min_by_key(|session| (session.is_closed(), session.calls())).cloned()
     }
 
     /// Every session that lives: the current ones, and those they replaced.
     pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
-        let mut sessions = self.lock();
-        sessions.draining.retain(|old| !old.is_closed());
-        let current = sessions.slots.iter().filter_map(|slot| slot.current.as_ref());
-        sessions.draining.iter().chain(current).cloned().collect()
+        let mut draining = self.draining();
+        draining.retain(|old| !old.is_closed());
+        let slots = self.standing.slots();
+        draining.iter().chain(slots.iter().filter_map(Slot::last)).cloned().collect()
     }
 
     /// Makes a session the one to dial in its slot, and says so; the one before, if it lives, is to be drained. A session
     /// that comes after the agent was told to stop is closed.
     pub(super) fn adopt(&self, slot: u16, Connected { session, way }: Connected) -> Arc<Session> {
-        let hub = self.ways[way].hub.clone();
-        let mut sessions = self.lock();
-        // Whoever stops the agent says so first, and then takes this lock.
-        if *self.stop.borrow() {
-            drop(sessions);
-            session.close(CloseReason::Shutdown);
-            return session;
+        let hub = &self.ways[way].hub;
+        let mut draining = self.draining();
+        match self.standing.stand(slot, session.clone(), session.id, hub) {
+            Ok(old) => {
+                draining.extend(old);
+                draining.retain(|old| !old.is_closed());
+                drop(draining);
+                session.span.in_scope(|| tracing::info!(hub, "tunnel opened"));
+            }
+            Err(late) => late.close(CloseReason::Shutdown),
         }
-        sessions.draining.retain(|old| !old.is_closed());
-        let slot = &mut sessions.slots[usize::from(slot)];
-        let old = slot.current.replace(session.clone()).filter(|old| !old.is_closed());
-        let since = SystemTime::now();
-        slot.status = Some(AgentStatus::Connected { since, hub: hub.clone(), tunnel_id: session.id, tunnels: 1 });
-        sessions.draining.extend(old);
-        if let Some(status) = sessions.standing() {
-            self.publish(status);
-        }
-        drop(sessions);
-        session.span.in_scope(|| tracing::info!(hub, "tunnel opened"));
         session
     }
 
-    /// Tells the user how it is with a tunnel that does not stand; what stands is told first.
-    fn say(&self, slot: u16, status: AgentStatus) {
-        let mut sessions = self.lock();
-        let stood = sessions.slots[usize::from(slot)].status.take().is_some();
-        match sessions.standing() {
-            Some(standing) if stood => self.publish(standing),
-            Some(_) => {}
-            None => self.publish(status),
-        }
-    }
-
-    /// Unless the last word has been said.
-    fn publish(&self, status: AgentStatus) {
-        self.status.send_if_modified(|now| {
-            let stopped = matches!(now, AgentStatus::Stopped);
-            if !stopped {
-                *now = status;
-            }
-            !stopped
-        });
+    /// Makes a session for a slot, however long that takes; none if the agent is told to stop.
+    async fn connect(self: &Arc<Self>, slot: u16, backoff: &mut Backoff, lost: Option<String>) -> Option<Arc<Session>> {
+        let attempt = |attempt| async move {
+            self.connect_once(slot).await.map_err(|error| {
+                tracing::warn!(agent = %self.id, slot, attempt, error = &error as &dyn std::error::Error, "cannot connect");
+                with_causes(&error)
+            })
+        };
+        let connected = self.standing.bring_back(slot, backoff, lost, attempt).await?;
+        Some(self.adopt(slot, connected))
     }
 
     /// One attempt by each way, until one works: the one that worked last comes first, and each has a head start.
@@ -273,20 +223,15 @@ pub(super) fn most_telling(mut errors: Vec<ConnectError>) -> ConnectError {
 impl Shared {
     /// For good: nobody serves or dials any more.
     pub(super) fn end(&self) {
-        self.stop.send_replace(true);
+        self.standing.stop();
         self.login.acceptor.close();
-        self.status.send_replace(AgentStatus::Stopped);
-    }
-
-    async fn stopped(&self) {
-        // The sender lives in `self`.
-        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+        self.standing.end();
     }
 }
 
 impl Route for Shared {
     fn session(&self) -> Result<Arc<Session>, DialError> {
-        if *self.stop.borrow() {
+        if self.standing.is_stopped() {
             return Err(DialError::Shutdown { wanted: format!("agent `{}`", self.id) });
         }
         self.pick(None).ok_or_else(|| DialError::NotConnected { agent: self.id.clone() })
@@ -301,29 +246,20 @@ impl Route for Shared {
             while other().is_none() && *renewing.borrow_and_update() > 0 {
                 tokio::select! {
                     biased;
-                    () = self.stopped() => break,
+                    () = self.standing.stopped() => break,
                     _ = renewing.changed() => {}
                     () = of.sleep(HANDOVER) => break, // what there is then has to do
                 }
             }
-            let current = if *self.stop.borrow() { None } else { self.pick(Some(of.id)) };
+            let current = if self.standing.is_stopped() { None } else { self.pick(Some(of.id)) };
             current.filter(|other| !other.is_closed())
         })
     }
 
     fn wait(&self, limit: Duration) -> Found<'_, Result<Arc<Session>, DialError>> {
-        // The caller may be outside of any runtime.
-        let limit = {
-            let _inside = self.runtime.enter();
-            tokio::time::sleep(limit)
-        };
+        let some = self.standing.some_within(limit);
         Box::pin(async move {
-            let mut status = self.status.subscribe();
-            tokio::select! {
-                // The sender lives in `self`.
-                _ = status.wait_for(|status| matches!(status, AgentStatus::Connected { .. } | AgentStatus::Stopped)) => {}
-                () = limit => {}
-            }
+            some.await;
             self.session()
         })
     }
@@ -333,9 +269,9 @@ impl Route for Shared {
 pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Session>>, mut backoff: Backoff) {
     let mut session = match first {
         Some(session) => session,
-        None => tokio::select! {
-            () = shared.stopped() => return,
-            session = connect_at_once(&shared, slot, &mut backoff) => session,
+        None => match shared.connect(slot, &mut backoff, None).await {
+            Some(session) => session,
+            None => return,
         },
     };
     let mut draining = JoinSet::new();
@@ -343,19 +279,16 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
     let mut adopted = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            () = shared.stopped() => return,
+            () = shared.standing.stopped() => return,
             gone = session.closed() => {
                 let lost = gone.to_string();
-                shared.say(slot, AgentStatus::Disconnected { why: gone });
+                shared.standing.say(slot, AgentStatus::Disconnected { why: gone });
                 if !shared.can_dial_again {
                     return shared.end();
                 }
                 backoff.lost_after(adopted.elapsed());
-                let connected = tokio::select! {
-                    () = shared.stopped() => return,
-                    connected = reconnect(&shared, slot, &mut backoff, lost) => connected,
-                };
-                session = shared.adopt(slot, connected);
+                let Some(new) = shared.connect(slot, &mut backoff, Some(lost)).await else { return };
+                session = new;
                 adopted = tokio::time::Instant::now();
                 renew_at = shared.renew_after;
             }
@@ -367,7 +300,7 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
                     session.take_no_calls(RENEWED_TURN).await;
                 }
                 let renewed = tokio::select! {
-                    () = shared.stopped() => return,
+                    () = shared.standing.stopped() => return,
                     // Not given up when the old one ends meanwhile: the hub ends it as soon as it has the new one.
                     renewed = shared.connect_once(slot) => renewed,
                 };
@@ -405,18 +338,6 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
     }
 }
 
-/// Makes the first session of a slot beyond the first.
-async fn connect_at_once(shared: &Arc<Shared>, slot: u16, backoff: &mut Backoff) -> Arc<Session> {
-    let connected = match shared.connect_once(slot).await {
-        Ok(connected) => connected,
-        Err(error) => {
-            tracing::warn!(agent = %shared.id, slot, error = &error as &dyn std::error::Error, "cannot connect");
-            reconnect(shared, slot, backoff, with_causes(&error)).await
-        }
-    };
-    shared.adopt(slot, connected)
-}
-
 /// Says that a renewal is under way, until it is dropped.
 struct Renewing<'a>(&'a watch::Sender<usize>);
 
@@ -440,26 +361,6 @@ async fn worn_out(session: &Session, limit: u64) {
         // The sender lives in the session.
         let _ = channels.changed().await;
     }
-}
-
-/// Tries for ever. A watch shows only its last value, so what was `lost` is told again with the first attempt.
-async fn reconnect(shared: &Arc<Shared>, slot: u16, backoff: &mut Backoff, lost: String) -> Connected {
-    let mut last_error = Some(lost);
-    for attempt in 1.. {
-        let wait = backoff.next(rand::random());
-        let status = |next_try| AgentStatus::Connecting { attempt, next_try, last_error: last_error.clone() };
-        shared.say(slot, status(wait));
-        tokio::time::sleep(wait).await;
-        shared.say(slot, status(Duration::ZERO));
-        match shared.connect_once(slot).await {
-            Ok(connected) => return connected,
-            Err(error) => {
-                tracing::warn!(agent = %shared.id, attempt, error = &error as &dyn std::error::Error, "cannot connect");
-                last_error = Some(with_causes(&error));
-            }
-        }
-    }
-    unreachable!("attempts do not run out")
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

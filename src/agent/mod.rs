@@ -4,6 +4,7 @@ mod backoff;
 mod builder;
 mod driver;
 mod error;
+mod standing;
 mod status;
 
 use std::fmt;
@@ -19,7 +20,10 @@ pub use self::error::ConnectError;
 pub use self::status::AgentStatus;
 
 #[cfg(feature = "grpctunnel")]
-pub(crate) use self::backoff::Backoff;
+pub(crate) use self::{
+    backoff::Backoff,
+    standing::{Slot, Standing},
+};
 
 use self::driver::Shared;
 use crate::channel::TunnelChannel;
@@ -102,7 +106,7 @@ impl Agent {
 
     /// What the agent is doing, as it changes.
     pub fn status(&self) -> watch::Receiver<AgentStatus> {
-        self.shared.status.subscribe()
+        self.shared.standing.status()
     }
 
     /// Ends the agent politely: asks the hub for no more calls, ends [`Agent::incoming`] so that a tonic server on it
@@ -114,7 +118,7 @@ impl Agent {
     /// # Cancel safety
     /// Dropping the future leaves the agent draining; call it again, or drop the agent, to end it.
     pub async fn shutdown(&self, grace: Duration) {
-        let second = self.shared.stop.send_replace(true);
+        let second = self.shared.standing.stop();
         let sessions = self.shared.sessions();
         if second {
             self.close_all(&sessions);
@@ -144,7 +148,7 @@ impl Agent {
 
     /// Closes the tunnel now and stops reconnecting.
     pub fn close(&self) {
-        self.shared.stop.send_replace(true);
+        self.shared.standing.stop();
         self.close_all(&self.shared.sessions());
         self.end();
     }
@@ -164,7 +168,7 @@ impl Agent {
 
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (id, status) = (self.id(), self.shared.status.borrow());
-        f.debug_struct("Agent").field("id", id).field("status", &*status).finish_non_exhaustive()
+        let status = self.status();
+        f.debug_struct("Agent").field("id", self.id()).field("status", &*status.borrow()).finish_non_exhaustive()
     }
 }

@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::protocol::{StreamId, TunnelError, Woken};
 use crate::close::CloseReason;
+use crate::unread::{Holder, PATIENCE, Unread};
 
 /// What both roles of the protocol have in common.
 pub(super) trait Protocol: Send + 'static {
@@ -23,6 +24,12 @@ pub(super) trait Protocol: Send + 'static {
     fn poll_frame(&mut self) -> Option<Self::Out>;
     fn is_overfull(&self) -> bool;
     fn next_woken(&mut self) -> Option<Woken>;
+    /// Whether who waits [for the tunnel itself](End::until) may have got something to look at.
+    fn has_news(&self) -> bool;
+    fn share(&mut self, unread: Arc<Unread>);
+    fn unread(&self) -> &Arc<Unread>;
+    fn most(&self) -> usize;
+    fn end_most(&mut self);
     /// The carrier is gone: nothing is sent or received any more. What came before is there.
     fn close(&mut self);
 }
@@ -51,8 +58,9 @@ struct State<P: Protocol> {
     writer: Option<Waker>,
     /// The carrier's way in, which waits until less is kept.
     reader: Option<Waker>,
-    /// Those who wait for the protocol itself to get somewhere, and those who wait for the end.
+    /// Those who wait for news of the tunnel itself, those who wait until all is sent, and those who wait for the end.
     watching: Vec<Waker>,
+    flushing: Vec<Waker>,
     closing: Vec<Waker>,
     /// The carrier takes nothing any more.
     mute: bool,
@@ -65,7 +73,8 @@ pub(super) fn carrier_lost() -> CloseReason {
 }
 
 impl<P: Protocol> End<P> {
-    pub(super) fn new(protocol: P) -> Self {
+    pub(super) fn new(protocol: P) -> Arc<Self> {
+        let unread = protocol.unread().clone();
         let state = State {
             protocol,
             next: None,
@@ -73,11 +82,25 @@ impl<P: Protocol> End<P> {
             writer: None,
             reader: None,
             watching: Vec::new(),
+            flushing: Vec::new(),
             closing: Vec::new(),
             mute: false,
             ended: None,
         };
-        Self { state: Mutex::new(state), heard: AtomicUsize::new(0) }
+        let end = Arc::new(Self { state: Mutex::new(state), heard: AtomicUsize::new(0) });
+        end.joins(&unread);
+        end
+    }
+
+    fn joins(self: &Arc<Self>, unread: &Unread) {
+        let holder: Weak<Self> = Arc::downgrade(self);
+        unread.join(holder);
+    }
+
+    /// From now on what is unread counts together with that of others.
+    pub(super) fn share(self: &Arc<Self>, unread: Arc<Unread>) {
+        self.joins(&unread);
+        self.lock().protocol.share(unread);
     }
 
     /// Another number than before once the peer has shown that it lives.
@@ -143,7 +166,7 @@ impl<P: Protocol> End<P> {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits for something of the tunnel itself.
+    /// Waits for something of the tunnel itself, of which the protocol [says](Protocol::has_news) when to look.
     pub(super) async fn until<R>(&self, mut look: impl FnMut(&mut P) -> Option<R>) -> Result<R, CloseReason> {
         poll_fn(|cx| {
             let mut state = self.lock();
@@ -172,6 +195,7 @@ impl<P: Protocol> End<P> {
         woken.extend(state.writer.take());
         woken.extend(state.reader.take());
         woken.append(&mut state.watching);
+        woken.append(&mut state.flushing);
         woken.append(&mut state.closing);
         drop(state);
         woken.into_iter().for_each(Waker::wake);
@@ -187,7 +211,7 @@ impl<P: Protocol> End<P> {
             if look(&mut state.protocol) && state.next.is_none() {
                 return Poll::Ready(Ok(()));
             }
-            wait_in(&mut state.watching, cx);
+            wait_in(&mut state.flushing, cx);
             Poll::Pending
         })
         .await
@@ -217,17 +241,22 @@ impl<P: Protocol> End<P> {
             let room = poll_fn(|cx| {
                 let mut state = self.lock();
                 match &state.ended {
-                    Some(reason) => return Poll::Ready(Some(reason.clone())),
-                    None if !state.protocol.is_overfull() => return Poll::Ready(None),
+                    Some(reason) => return Poll::Ready(Err(reason.clone())),
+                    None if !state.protocol.is_overfull() => {
+                        let unread = state.protocol.unread();
+                        return Poll::Ready(Ok((!unread.is_within_limit()).then(|| unread.clone())));
+                    }
                     // There will be no room: what waits is not sent.
-                    None if state.mute => return Poll::Ready(Some(carrier_lost())),
+                    None if state.mute => return Poll::Ready(Err(carrier_lost())),
                     None => {}
                 }
                 state.reader = Some(cx.waker().clone());
                 Poll::Pending
             });
-            if let Some(reason) = room.await {
-                return reason;
+            match room.await {
+                Ok(None) => {}
+                Ok(Some(unread)) => self.wait_for_readers(&unread).await,
+                Err(reason) => return reason,
             }
             let frame = tokio::select! {
                 biased;
@@ -238,19 +267,52 @@ impl<P: Protocol> End<P> {
                 Ok(Some(frame)) => {
                     self.heard.fetch_add(1, Ordering::Relaxed);
                     match self.with(|protocol| protocol.receive(frame)) {
-                        Ok(Ok(())) => {}
+                        // What has come is there at once, all of it: other tasks would wait for as long as a peer has something to say.
+                        Ok(Ok(())) => tokio::task::consume_budget().await,
                         Ok(Err(error)) => return CloseReason::Protocol { error: error.to_string() },
                         Err(reason) => return reason,
                     }
                 }
                 Ok(None) => return CloseReason::ClosedByPeer { message: None },
-                // tonic's own word for a frame that cannot be read.
-                Err(status) if status.code() == Code::Internal && status.message().starts_with("failed to decode") => {
+                Err(status) if UNREADABLE.iter().any(|word| status.message().starts_with(word)) => {
                     return CloseReason::Protocol { error: status.message().to_owned() };
                 }
                 Err(status) => return lost(&status),
             }
         }
+    }
+}
+
+/// tonic's own words for a frame that cannot be read, and one that is cut off. It has no other mark for them.
+const UNREADABLE: [&str; 4] = [
+    "failed to decode",
+    "protocol error: received message with",
+    "Error, decoded message length too large",
+    "Unexpected EOF decoding stream",
+];
+impl<P: Protocol> End<P> {
+    /// Too much is unread: what does not become less by itself, in a moment, is made less.
+    async fn wait_for_readers(&self, unread: &Unread) {
+        tokio::select! {
+            _ = self.closed() => {}
+            waited = tokio::time::timeout(PATIENCE, unread.within_limit()) => if waited.is_err() {
+                unread.relieve();
+            },
+        }
+    }
+}
+
+impl<P: Protocol> Holder for End<P> {
+    fn most(&self) -> usize {
+        self.lock().protocol.most()
+    }
+
+    fn end_most(&self) {
+        let mut state = self.lock();
+        state.protocol.end_most();
+        let woken = state.wakers();
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -272,7 +334,10 @@ pub(super) fn lost(status: &Status) -> CloseReason {
 
 impl<P: Protocol> State<P> {
     fn wakers(&mut self) -> Vec<Waker> {
-        let mut woken = std::mem::take(&mut self.watching);
+        let mut woken = std::mem::take(&mut self.flushing);
+        if self.protocol.has_news() {
+            woken.append(&mut self.watching);
+        }
         // First, since it makes room.
         if self.writer.is_some() {
             self.next = self.next.take().or_else(|| self.protocol.poll_frame());
@@ -339,3 +404,6 @@ impl<P: Protocol> Stream for Frames<P> {
         frame.map_or(Poll::Pending, |frame| Poll::Ready(Some(frame)))
     }
 }
+
+#[cfg(test)]
+mod tests;

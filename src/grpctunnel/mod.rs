@@ -6,11 +6,43 @@
 //! | opens it with | [`ForwardTunnel`] | [`ReverseTunnel`] |
 //! | takes it with | [`TunnelService`], its [`routes`](TunnelServiceBuilder::routes) | [`TunnelService`], as a tunnel of its [hub](TunnelServiceBuilder::reverse) |
 //!
-//! Identity and encryption are the carrier's: use TLS, and credentials in its metadata. Who is gone is found out by the
-//! carrier's own HTTP/2 PINGs: after 50 s by a server that [`tune_server`](crate::tune_server) has set up, and after six
-//! minutes by an endpoint that [`tune_endpoint`](crate::tune_endpoint) has, because other libraries' servers end connections
-//! that ping more often. Where the server is of dialback, set `http2_keep_alive_interval` on the agent's endpoint to some
-//! seconds, with `keep_alive_while_idle(true)`.
+//! Identity and encryption are the carrier's: use TLS, and credentials in its metadata.
+//!
+//! # Dead peers
+//! A tunnel has no keepalive of its own; the HTTP/2 connection that carries it has PINGs. An end that gets no answer ends its
+//! tunnels, and the calls in them fail, `UNAVAILABLE`. Each end notices by its own settings, an interval and a timeout after the
+//! last byte that came:
+//!
+//! | | settings | after [`tune_server`](crate::tune_server) or [`tune_endpoint`](crate::tune_endpoint) |
+//! |---|---|---|
+//! | takes tunnels | `http2_keepalive_interval`, `http2_keepalive_timeout` | 50 s ([interval](crate::tuning::HTTP2_SERVER_PING_INTERVAL), [timeout](crate::tuning::HTTP2_PING_TIMEOUT)) |
+//! | opens them | `http2_keep_alive_interval`, `keep_alive_timeout` | 350 s ([interval](crate::tuning::HTTP2_CLIENT_PING_INTERVAL), the same timeout), since servers of other libraries end connections that ping more often |
+//! | opens them again | `connect_timeout` | none: TCP's waits between its attempts grow to a minute, and an agent may come back as much later |
+//!
+//! Where both ends are of dialback, set all of them to some seconds. A timeout has to be longer than bulk data on their way
+//! may keep the answer waiting. A tunnel is a call in flight: `keep_alive_while_idle` is not needed.
+//!
+//! The server's connection outlives its tunnels while bytes wait in its socket that a dead peer does not take: on most systems
+//! for a quarter of an hour, and for ever if the peer's kernel still answers. On Linux, `TCP_USER_TIMEOUT` on the listener, which
+//! hands it on to what it accepts, puts an end to that.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use dialback::{tune_endpoint, tune_server};
+//! use tonic::transport::{Endpoint, Server};
+//!
+//! const SOME: Duration = Duration::from_secs(5);
+//! # fn listen(listener: &tokio::net::TcpListener) -> std::io::Result<()> {
+//! let hub = tune_server(Server::builder()).http2_keepalive_interval(Some(SOME)).http2_keepalive_timeout(Some(SOME));
+//! # #[cfg(target_os = "linux")]
+//! socket2::SockRef::from(listener).set_tcp_user_timeout(Some(2 * SOME))?;
+//! # Ok(()) }
+//!
+//! let agent = tune_endpoint(Endpoint::from_static("https://hub.example.com"))
+//!     .http2_keep_alive_interval(SOME)
+//!     .keep_alive_timeout(SOME)
+//!     .connect_timeout(SOME);
+//! ```
 
 mod body;
 mod end;
@@ -91,9 +123,6 @@ impl fmt::Debug for Carrier {
     }
 }
 
-/// Calls that are taken at once in one tunnel. No caller knows of a limit, so it is none that programs come to.
-const MAX_STREAMS: usize = 10_000;
-
 /// The least that a peer may send of one call before it is taken.
 const WINDOW_MIN: u32 = 1024;
 
@@ -103,12 +132,22 @@ struct Settings {
     establishment: Duration,
     max_message: usize,
     window: u32,
+    max_unread: usize,
+    max_calls: usize,
     newest: Revision,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { establishment: Duration::from_secs(15), max_message: 64 << 20, window: 1 << 20, newest: Revision::Two }
+        Self {
+            establishment: Duration::from_secs(15),
+            max_message: 64 << 20,
+            window: 1 << 20,
+            max_unread: 64 << 20,
+            // No caller knows of a limit, so it is none that programs come to.
+            max_calls: 10_000,
+            newest: Revision::Two,
+        }
     }
 }
 
@@ -119,6 +158,13 @@ impl Settings {
 
     fn config(&self) -> Config {
         let max_message = u32::try_from(self.max_message).unwrap_or(u32::MAX);
-        Config { newest: self.newest, window: self.window, max_message, max_streams: MAX_STREAMS, ..Config::default() }
+        Config {
+            newest: self.newest,
+            window: self.window,
+            max_message,
+            max_streams: self.max_calls,
+            max_unread: self.max_unread,
+            ..Config::default()
+        }
     }
 }

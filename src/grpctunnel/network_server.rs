@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use http::Extensions;
+use http::header::AUTHORIZATION;
 use http::uri::Authority;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
@@ -114,6 +116,9 @@ impl TunnelServiceBuilder {
     /// Who opens one says who it is with the metadata `dialback-agent-id: <id>`, and the hub's
     /// [`Authorizer`](crate::Authorizer) judges that by the carrier's metadata ([`Credential::Metadata`]); the built-in ones,
     /// which judge keys, refuse all. Or [`identify`](Self::identify) tells.
+    ///
+    /// While a tunnel of an id lives, one that is opened with other `authorization` metadata is refused. For tokens that
+    /// change, or identity by other means, as TLS certificates, the grant says who [holds the id](Grant::holder).
     pub fn reverse(mut self, hub: &Hub) -> Self {
         self.hub = Some(hub.door());
         self
@@ -154,9 +159,30 @@ impl TunnelServiceBuilder {
         self
     }
 
-    /// How many bytes a peer may send of one call before they are taken. Default: 1 MiB; at least 1 KiB.
+    /// How many bytes a peer may send of one call before they are read. Default: 1 MiB; at least 1 KiB. A call begins with
+    /// 64 KiB of it. The rest it gets when one of its messages needs that, or as its reader reads, while half of
+    /// [`max_unread`](Self::max_unread) lasts for all calls together; when it ends, others can have that. The
+    /// Python port sends 64 KiB in any case, so that less than this fails its calls.
     pub fn window(mut self, bytes: u32) -> Self {
         self.settings.set_window(bytes);
+        self
+    }
+
+    /// How many bytes a peer may have sent by one *forward* tunnel, in all its calls, that were not read. Then the tunnel is
+    /// not read for a second at most, and if its readers have not caught up by then, the call that holds most ends,
+    /// `RESOURCE_EXHAUSTED`. A peer that keeps to its windows comes to that only with some 500 calls, one for each 128 KiB of
+    /// this, whose readers are all slow. Default: 64 MiB. With reverse tunnels it is
+    /// [`HubBuilder::max_unread`](crate::HubBuilder::max_unread), for all tunnels of an agent.
+    pub fn max_unread(mut self, bytes: usize) -> Self {
+        self.settings.max_unread = bytes;
+        self
+    }
+
+    /// How many calls a peer may have in flight by one *forward* tunnel; more fail `RESOURCE_EXHAUSTED`. The protocol does not
+    /// tell callers of it, so they cannot wait. Default: 10,000. With reverse tunnels the hub calls, and
+    /// [`HubBuilder::max_calls`](crate::HubBuilder::max_calls) is how many.
+    pub fn max_calls(mut self, calls: usize) -> Self {
+        self.settings.max_calls = calls;
         self
     }
 
@@ -206,7 +232,7 @@ impl Shared {
     fn identified(&self, carrier: &Request<()>) -> Result<Option<Known>, Status> {
         let Some(identify) = &self.identify else { return Ok(None) };
         let (agent, grant) = identify(carrier)?;
-        Ok(Some((agent, Box::new(Proof { grant, claim: None, holder: "grpctunnel".into() }))))
+        Ok(Some((agent, Box::new(Proof::new(grant, None, holder(carrier))))))
     }
 
     /// Asks the hub's authorizer about what the peer says of itself.
@@ -222,7 +248,7 @@ impl Shared {
         match timeout(self.settings.establishment, hub.authorizer.authorize(&claim)).await {
             Ok(Ok(grant)) => {
                 let agent = claim.agent_id.clone();
-                Ok((agent, Box::new(Proof { grant, claim: Some(claim), holder: "grpctunnel".into() })))
+                Ok((agent, Box::new(Proof::new(grant, Some(claim), holder(carrier)))))
             }
             // What is said against a claim is for the hub's log; a stranger learns only "no".
             Ok(Err(denied)) => {
@@ -234,6 +260,14 @@ impl Shared {
                 Err(Status::unavailable("try again"))
             }
         }
+    }
+}
+
+/// Who holds an id that was proved on this carrier, as far as that shows: its token, known by a hash alone.
+fn holder(carrier: &Request<()>) -> String {
+    match carrier.metadata().get(AUTHORIZATION.as_str()) {
+        Some(token) => format!("authorization {:02x?}", Sha256::digest(token.as_encoded_bytes()).as_slice()),
+        None => "grpctunnel".into(),
     }
 }
 
@@ -282,13 +316,14 @@ impl generated::TunnelService for Handler {
         about.insert(Carrier::new(id, carrier.metadata().clone(), carrier.remote_addr()));
         let settings = &self.0.settings;
         let protocol = protocol::Server::new(settings.config(), negotiated(carrier.metadata()));
-        let end = Arc::new(End::new(protocol));
+        let end = End::new(protocol);
         let said = Said::of(&end);
+        // Before the look at `stop`: a shutdown that begins after it waits for this tunnel.
+        let counted = Counted::new(&self.0.forward);
         let mut stop = self.0.forward.stop.subscribe();
         if stop.borrow().is_some() {
             return Err(Status::unavailable("the server is shutting down"));
         }
-        let counted = Counted::new(&self.0.forward);
         // Ends with the carrier, whose end `said` tells when it is dropped.
         tokio::spawn(async move {
             let _counted = counted;
@@ -329,7 +364,6 @@ impl generated::TunnelService for Handler {
         let settings = &self.0.settings;
         let protocol = protocol::Client::new(settings.config(), negotiated(carrier.metadata()));
         let caller = Arc::new(Caller::new(protocol));
-        let said = Said::of(caller.end());
         let (id, peer) = (TunnelId::next(), carrier.remote_addr());
         let session = Session::new(SessionParts {
             id,
@@ -345,26 +379,24 @@ impl generated::TunnelService for Handler {
             span: tracing::info_span!("tunnel", agent = %agent, %id, ?peer),
             agent,
         });
-        session.set_opener(Opener::Calls(caller.clone()));
+        let end = caller.end().clone();
+        session.set_opener(Opener::Calls(caller));
+        let guest = Guest { end, session };
+        // Dropped before the guest, it tells that the carrier has ended.
+        let said = Said::of(&guest.end);
         let seat = carrier.metadata().get(SEAT_METADATA).and_then(|seat| seat.to_str().ok()).unwrap_or_default();
-        let greeting = format!("grpctunnel {seat}");
-        // Ends with the carrier, whose end `said` tells when it is dropped.
-        tokio::spawn(keep(session, caller, incoming, hub, settings.establishment, greeting));
+        // Nothing in the protocol tells an opener that it is in, so what is known by now is said before the answer.
+        hub.gate.admit(&guest.session, &format!("grpctunnel {seat}")).map_err(|reason| guest.refuse(reason))?;
+        hub.gate.contest(&guest.session).await.map_err(|reason| guest.refuse(reason))?;
+        // Ends with the carrier.
+        tokio::spawn(keep(guest, incoming, hub, settings.establishment));
         Ok(opened(said))
     }
 }
 
 /// Keeps a reverse tunnel in its hub until it ends.
-async fn keep(
-    session: Arc<Session>,
-    caller: Arc<Caller>,
-    mut incoming: Streaming<proto::ServerToClient>,
-    mut hub: HubDoor,
-    limit: Duration,
-    greeting: String,
-) {
-    let end = caller.end().clone();
-    let _finish = Finish(end.clone(), session.clone());
+async fn keep(guest: Guest, mut incoming: Streaming<proto::ServerToClient>, mut hub: HubDoor, limit: Duration) {
+    let Guest { end, session } = &guest;
     let reading = end.read(&mut incoming);
     let introduced = async {
         match timeout(limit, end.until(|client| client.revision())).await {
@@ -375,17 +407,10 @@ async fn keep(
                 return end.end(CloseReason::Protocol { error });
             }
         }
-        let wanted = match hub.gate.admit(&session, &greeting) {
-            Ok(()) => hub.gate.ready(&session, Labels::new()).await,
-            Err(reason) => Err(reason),
-        };
-        match wanted {
+        match hub.gate.ready(session, Labels::new()).await {
             Ok(Welcome::Wanted) => hub.gone().await,
-            Ok(Welcome::NotCalled) => end.end(CloseReason::Refused { reason: "this hub calls no agents".into() }),
-            Err(reason) => {
-                session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
-                end.end(CloseReason::Refused { reason });
-            }
+            Ok(Welcome::NotCalled) => _ = guest.refuse("this hub calls no agents".into()),
+            Err(reason) => _ = guest.refuse(reason),
         }
     };
     tokio::select! {
@@ -394,13 +419,25 @@ async fn keep(
     }
 }
 
-/// Tells the hub that a tunnel has ended, whatever ends its task: the user's code may panic in it.
-struct Finish(Arc<End<protocol::Client>>, Arc<Session>);
+/// A reverse tunnel. Dropping it tells the hub that it has ended, whatever ends its task: the user's code may panic in it.
+struct Guest {
+    end: Arc<End<protocol::Client>>,
+    session: Arc<Session>,
+}
 
-impl Drop for Finish {
+impl Guest {
+    /// Ends the tunnel, which the hub does not want; what is returned tells the peer.
+    fn refuse(&self, reason: String) -> Status {
+        self.session.span.in_scope(|| tracing::warn!(reason, "tunnel refused"));
+        self.end.end(CloseReason::Refused { reason: reason.clone() });
+        Status::failed_precondition(reason)
+    }
+}
+
+impl Drop for Guest {
     fn drop(&mut self) {
-        self.0.end(CloseReason::ClosedLocally);
-        self.1.finish(self.0.ended().unwrap_or(CloseReason::ClosedLocally));
+        self.end.end(CloseReason::ClosedLocally);
+        self.session.finish(self.end.ended().unwrap_or(CloseReason::ClosedLocally));
     }
 }
 

@@ -25,12 +25,10 @@ use super::protocol::{
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::DialError;
 use crate::ssh::Session;
+use crate::unread::Unread;
 
 /// What asks a peer whether it lives: no peer has such a method, and each has to say so.
 const PROBE: &str = "/dialback.v1.Probe/Probe";
-
-/// What calls end with when their tunnel has; they say why.
-const LOST: &str = "the tunnel has ended";
 
 impl Protocol for protocol::Client {
     type In = proto::ServerToClient;
@@ -52,8 +50,28 @@ impl Protocol for protocol::Client {
         self.next_woken()
     }
 
+    fn has_news(&self) -> bool {
+        self.revision().is_some()
+    }
+
+    fn share(&mut self, unread: Arc<Unread>) {
+        self.share(unread);
+    }
+
+    fn unread(&self) -> &Arc<Unread> {
+        self.unread()
+    }
+
+    fn most(&self) -> usize {
+        self.most()
+    }
+
+    fn end_most(&mut self) {
+        self.end_most();
+    }
+
     fn close(&mut self) {
-        self.close(&proto::Status::new(Code::Unavailable, LOST));
+        self.close();
     }
 }
 
@@ -65,11 +83,16 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(super) fn new(protocol: protocol::Client) -> Self {
-        Self { end: Arc::new(End::new(protocol)), runtime: Handle::current() }
+        Self { end: End::new(protocol), runtime: Handle::current() }
     }
 
     pub(super) fn end(&self) -> &Arc<End<protocol::Client>> {
         &self.end
+    }
+
+    /// From now on what is unread counts together with that of others. Before the first call.
+    pub(crate) fn share(&self, unread: Arc<Unread>) {
+        self.end.share(unread);
     }
 
     /// Another number than before once the peer has shown that it lives.
@@ -194,20 +217,21 @@ pub(crate) struct CallBody {
 }
 
 impl CallBody {
-    fn poll_event(&self, cx: &Context<'_>) -> Poll<Result<ResponseEvent, CloseReason>> {
-        match ready!(self.end.poll_with(cx, self.stream, For::Events, |client| client.poll_event(self.stream))) {
-            Ok(ResponseEvent::End { status, .. }) if status.message == LOST && self.end.ended().is_some() => {
-                Poll::Ready(Err(self.end.ended().unwrap_or(CloseReason::ClosedLocally)))
-            }
-            event => Poll::Ready(event),
-        }
+    fn poll_event(&self, cx: &Context<'_>) -> Poll<ResponseEvent> {
+        let event = ready!(self.end.poll_with(cx, self.stream, For::Events, |client| client.poll_event(self.stream)));
+        Poll::Ready(event.unwrap_or(ResponseEvent::Lost)) // what is not there when the tunnel has ended does not come
+    }
+
+    /// That the tunnel was lost, and why.
+    fn lost(&self) -> Failed {
+        Failed::Tunnel(self.end.ended().unwrap_or(CloseReason::ClosedLocally))
     }
 
     /// Waits for what an answer begins with.
     async fn head(mut self) -> Result<Response<Self>, Failed> {
         let mut answer = Response::new(());
         let mut head = HeaderMap::new();
-        match poll_fn(|cx| self.poll_event(cx)).await.map_err(Failed::Tunnel)? {
+        match poll_fn(|cx| self.poll_event(cx)).await {
             ResponseEvent::Headers(headers) => {
                 head = into_headers(headers).map_err(|error| Failed::Call(Status::internal(error.to_string())))?;
             }
@@ -218,6 +242,7 @@ impl CallBody {
                 head = ended(status, trailers);
                 self.over(Answer::Done);
             }
+            ResponseEvent::Lost => return Err(self.lost()),
         }
         *answer.headers_mut() = head;
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -255,13 +280,13 @@ impl Body for CallBody {
                 Answer::Open => self.state = Answer::Open,
             }
             match ready!(self.poll_event(cx)) {
-                Ok(ResponseEvent::Headers(_)) => {} // never: they come first
-                Ok(ResponseEvent::Message { size, data }) => self.framed.begin(size, data),
-                Ok(ResponseEvent::More(data)) => self.framed.more(data),
-                Ok(ResponseEvent::End { status, trailers }) => self.over(Answer::Ended(ended(status, trailers))),
-                Err(reason) => {
+                ResponseEvent::Headers(_) => {} // never: they come first
+                ResponseEvent::Message { size, data } => self.framed.begin(size, data),
+                ResponseEvent::More(data) => self.framed.more(data),
+                ResponseEvent::End { status, trailers } => self.over(Answer::Ended(ended(status, trailers))),
+                ResponseEvent::Lost => {
                     self.over(Answer::Done);
-                    return Poll::Ready(Some(Err(Failed::Tunnel(reason))));
+                    return Poll::Ready(Some(Err(self.lost())));
                 }
             }
         }

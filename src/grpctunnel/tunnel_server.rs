@@ -23,6 +23,7 @@ use super::proto;
 use super::protocol::{self, Closing, NewCall, RequestEvent, StreamId, TunnelError, Woken, from_headers, into_headers};
 use crate::channel::drop_bad_details;
 use crate::http2::timeout_of;
+use crate::unread::Unread;
 
 /// How long the good end of a call may wait for its caller to have sent all: see [`Closing::Held`].
 const HELD: Duration = Duration::from_millis(500);
@@ -45,6 +46,26 @@ impl Protocol for protocol::Server {
 
     fn next_woken(&mut self) -> Option<Woken> {
         self.next_woken()
+    }
+
+    fn has_news(&self) -> bool {
+        self.has_calls_to_accept()
+    }
+
+    fn share(&mut self, unread: Arc<Unread>) {
+        self.share(unread);
+    }
+
+    fn unread(&self) -> &Arc<Unread> {
+        self.unread()
+    }
+
+    fn most(&self) -> usize {
+        self.most()
+    }
+
+    fn end_most(&mut self) {
+        self.end_most();
     }
 
     fn close(&mut self) {
@@ -72,20 +93,42 @@ pub(super) async fn serve(end: Arc<End<protocol::Server>>, routes: Routes, about
 /// How a call ends.
 type Ending = (proto::Status, proto::Metadata);
 
-/// Serves one call, unless the caller gives it up.
+/// Serves one call, unless the caller gives it up, or its deadline passes, be it while the answer waits to be taken.
 async fn one(end: Arc<End<protocol::Server>>, call: NewCall, routes: Routes, about: Extensions) {
     let place = Place { end, stream: call.id };
     let Place { end, stream } = &place;
-    let ending = tokio::select! {
-        biased;
-        () = cancelled(end, *stream) => None,
-        ending = answer(end, call, routes, about) => ending,
+    let request = request(end, call, about);
+    let timeout = request.as_ref().ok().and_then(|request| timeout_of(request.headers()));
+    let deadline = timeout.and_then(|limit| Instant::now().checked_add(limit));
+    let served = async {
+        let ending = match request {
+            Ok(request) => answer(end, *stream, request, routes).await,
+            Err(ending) => Some(ending),
+        };
+        let Some((status, trailers)) = ending else { return };
+        let closed = end.with(|server| server.close(*stream, status, trailers));
+        if matches!(closed, Ok(Closing::Held)) {
+            tokio::time::sleep(HELD).await;
+            let _ = end.with(|server| server.release(*stream)); // the tunnel's end ends it, too
+        }
+        if deadline.is_some() {
+            pending().await
+        }
     };
-    let Some((status, trailers)) = ending else { return };
-    let closed = end.with(|server| server.close(*stream, status, trailers));
-    if matches!(closed, Ok(Closing::Held)) {
-        let _ = tokio::time::timeout(HELD, cancelled(end, *stream)).await;
-        let _ = end.with(|server| server.release(*stream)); // the tunnel's end ends it, too
+    let expired = async {
+        match deadline {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = over(end, *stream) => {}
+        () = served => {}
+        () = expired => {
+            let status = Status::deadline_exceeded("the call's deadline passed").into();
+            let _ = end.with(|server| server.refuse(*stream, status)); // what was not sent is not wanted any more
+        }
     }
 }
 
@@ -106,61 +149,39 @@ impl Drop for Place {
     }
 }
 
-/// Waits until nobody waits for the call any more.
-async fn cancelled(end: &End<protocol::Server>, stream: StreamId) {
+/// Waits until the call's end was sent, or nobody waits for it any more.
+async fn over(end: &End<protocol::Server>, stream: StreamId) {
     let look =
         |cx: &mut Context<'_>| end.poll_with(cx, stream, For::End, |server| server.is_over(stream).then_some(()));
     let _ = poll_fn(look).await; // the end of the tunnel is one of the call
 }
 
-/// Has the call answered. None if it is over before.
-async fn answer(
-    end: &Arc<End<protocol::Server>>,
-    call: NewCall,
-    mut routes: Routes,
-    about: Extensions,
-) -> Option<Ending> {
+/// What the handler gets, or the end of a call that is not fit for one.
+fn request(end: &Arc<End<protocol::Server>>, call: NewCall, about: Extensions) -> Result<Request<Body>, Ending> {
     let NewCall { id: stream, path, metadata } = call;
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
     *request.uri_mut() = Uri::from(path);
-    *request.headers_mut() = match into_headers(metadata) {
-        Ok(headers) => headers,
-        Err(error) => return Some((Status::invalid_argument(error.to_string()).into(), proto::Metadata::default())),
-    };
+    *request.headers_mut() = into_headers(metadata)
+        .map_err(|error| (Status::invalid_argument(error.to_string()).into(), proto::Metadata::default()))?;
     *request.extensions_mut() = about;
-    let deadline = timeout_of(request.headers()).and_then(|limit| Instant::now().checked_add(limit));
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     let body = RequestBody { end: end.clone(), stream, framed: Framed::default(), done: false };
-    let request = request.map(|()| Body::new(body));
+    Ok(request.map(|()| Body::new(body)))
+}
 
-    let served = async {
-        let response = match poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut routes, cx)).await {
-            Ok(()) => routes.call(request).await,
-            Err(never) => match never {},
-        };
-        match response {
-            Ok(response) => send(end, stream, response).await,
-            Err(never) => match never {},
-        }
-    };
-    let expired = async {
-        match deadline {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        served = served => served,
-        () = expired => {
-            let status = Status::deadline_exceeded("the call's deadline passed").into();
-            let _ = end.with(|server| server.refuse(stream, status)); // what was not sent is not wanted any more
-            None
-        }
-    }
+/// Has the call answered, and says how it ends. None if it is over before.
+async fn answer(
+    end: &End<protocol::Server>,
+    stream: StreamId,
+    request: Request<Body>,
+    mut routes: Routes,
+) -> Option<Ending> {
+    let Ok(()) = poll_fn(|cx| Service::<Request<Body>>::poll_ready(&mut routes, cx)).await;
+    let Ok(response) = routes.call(request).await;
+    send(end, stream, response).await
 }
 
 /// Headers for the tunnel, or the end of a call whose headers it cannot carry.

@@ -212,8 +212,10 @@ impl HubBuilder {
         self
     }
 
-    /// How many bytes an agent may have sent, in all its tunnels, that the hub has not read; then the channel with the
-    /// longest queue is closed. It comes before what HTTP/2 holds ([`tuning`](crate::tuning)). Default: twice the
+    /// How many bytes an agent may have sent, in all its tunnels, of SSH or `grpctunnel`, that the hub has not read. A tunnel
+    /// that goes beyond it is not read for a second at most, so that readers who only lag catch up. Then the channel with the
+    /// longest queue is closed, if it is one of SSH, and else of all the agent's calls by `grpctunnel` the one that holds most
+    /// ends, `RESOURCE_EXHAUSTED`. It comes before what HTTP/2 holds ([`tuning`](crate::tuning)). Default: twice the
     /// [`window`](HubBuilder::window).
     pub fn max_unread(mut self, bytes: usize) -> Self {
         self.max_unread = Some(bytes);

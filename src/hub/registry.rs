@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast};
-use tokio::task::JoinSet;
 
 use super::events::HubEvent;
-use super::roster::{Balance, Candidate, Newcomer, Offer, Roster, Seat, Selector, TunnelPolicy};
+use super::roster::{Balance, Candidate, Contest, Newcomer, Offer, Roster, Seat, Selector, TunnelPolicy};
 use super::tunnel::TunnelInfo;
 use crate::close::{CloseReason, Disconnected};
 use crate::connector::{DialError, Found, Route, next_after};
@@ -289,6 +288,18 @@ impl Gate for RegistryGate {
         Ok(())
     }
 
+    #[cfg(feature = "grpctunnel")]
+    async fn contest(&self, session: &Arc<Session>) -> Result<(), String> {
+        let registry = &self.0;
+        let contested = || registry.lock().roster.contest(session.id);
+        if let Some(Contest { rivals, .. }) = contested() {
+            all_prove_alive(rivals).await;
+        }
+        let Some(Contest { reason, .. }) = contested() else { return Ok(()) };
+        registry.change(|state| state.roster.reject(session.id, &reason));
+        Err(reason)
+    }
+
     async fn ready(&self, session: &Arc<Session>, labels: Labels) -> Result<Welcome, String> {
         let registry = &self.0;
         if registry.rules.no_reverse {
@@ -299,9 +310,8 @@ impl Gate for RegistryGate {
         // The user's code, so without a lock.
         let key = registry.rules.affinity_key.as_ref().map(|key| key(&TunnelInfo::new(session)));
         let mut offered = registry.offer(session, key.as_deref())?;
-        if let Offer::Contested { rivals, .. } = offered {
-            let proofs: JoinSet<()> = rivals.into_iter().map(prove_alive).collect();
-            proofs.join_all().await;
+        if let Offer::Contested(Contest { rivals, .. }) = offered {
+            all_prove_alive(rivals).await;
             offered = registry.offer(session, key.as_deref())?;
         }
         match offered {
@@ -313,7 +323,7 @@ impl Gate for RegistryGate {
                     tokio::spawn(prove_alive(suspect)); // ends with its deadline at the latest
                 }
             }
-            Offer::Contested { reason, .. } => {
+            Offer::Contested(Contest { reason, .. }) => {
                 registry.change(|state| state.roster.reject(session.id, &reason));
                 return Err(reason);
             }
@@ -345,6 +355,15 @@ fn settle_labels(session: &Session, given: Labels) -> Labels {
     }
     labels.extend(grant.labels.clone());
     labels
+}
+
+/// If the newcomer that waits for it leaves, it goes on all the same, to its deadline at the latest: none stays suspect who
+/// lives, and none stays who is dead.
+async fn all_prove_alive(sessions: Vec<Arc<Session>>) {
+    let proofs: Vec<_> = sessions.into_iter().map(|session| tokio::spawn(prove_alive(session))).collect();
+    for proof in proofs {
+        let _ = proof.await; // it fails at the end of the runtime alone
+    }
 }
 
 async fn prove_alive(session: Arc<Session>) {

@@ -28,8 +28,8 @@ const TUNNELS_IN_ALL: usize = 4 * TUNNELS_PER_AGENT;
 /// Agents whose last goodbye is remembered, to say since when they are gone.
 const REMEMBERED: usize = 65_536;
 
-/// What becomes of several live tunnels of one agent id, all opened with the same key or under the same authority.
-/// What another key opens is refused, whatever the policy.
+/// What becomes of several live tunnels of one agent id, all opened with the same key, under the same authority or for the
+/// same [holder](crate::Grant::holder). What another opens is refused, whatever the policy.
 ///
 /// Connections of one [`Agent`](crate::Agent) count as one ([`AgentBuilder::tunnels`](crate::AgentBuilder::tunnels)), and
 /// one that comes back takes the place of the connection it lost, even if the hub has not noticed the loss.
@@ -107,7 +107,7 @@ pub(crate) trait Candidate: Clone {
 pub(crate) struct Newcomer<T> {
     pub(crate) id: TunnelId,
     pub(crate) agent: AgentId,
-    /// The key, or the certificate's authority.
+    /// Who holds the id while the tunnel lives: the key, for example, or the certificate's authority.
     pub(crate) holder: Arc<str>,
     pub(crate) seat: Option<Seat>,
     pub(crate) peer: Option<SocketAddr>,
@@ -132,8 +132,23 @@ pub(crate) enum Offer<T> {
     },
     /// It could be called before.
     Repeated,
-    /// These are in its way, if they live, and this is why.
-    Contested { rivals: Vec<T>, reason: String },
+    /// Others are in its way.
+    Contested(Contest<T>),
+}
+
+/// Who keeps a tunnel from being called, if they live, and why.
+#[derive(Debug)]
+pub(crate) struct Contest<T> {
+    pub(crate) rivals: Vec<T>,
+    pub(crate) reason: String,
+}
+
+/// The others that can be called, where they are not in a newcomer's way.
+struct Others<T> {
+    /// Those whose place it takes.
+    replaced: Vec<Newcomer<T>>,
+    /// Those that may be dead.
+    suspects: Vec<Newcomer<T>>,
 }
 
 /// The tunnels of one hub.
@@ -214,18 +229,41 @@ impl<T: Candidate> Roster<T> {
         if !member.groups.is_empty() {
             return Ok(Offer::Repeated);
         }
-        let Newcomer { agent, holder, seat, handle, .. } = member.newcomer.clone();
-        if handle.is_draining() || handle.is_closed() {
+        let newcomer = member.newcomer.clone();
+        if newcomer.handle.is_draining() || newcomer.handle.is_closed() {
             return Err("the tunnel is closing: open a new one".into());
         }
-        let others: Vec<Newcomer<T>> =
-            self.ready_of(&agent).filter(|other| !other.handle.is_closed()).cloned().collect();
-        let strangers: Vec<_> = others.iter().filter(|other| other.holder != holder).cloned().collect();
-        if !strangers.is_empty() {
-            let reason = format!("agent `{agent}` has a live tunnel that was opened with another key");
-            return Ok(Offer::Contested { rivals: handles(strangers), reason });
+        let Others { replaced, suspects } = match self.weigh(&newcomer) {
+            Ok(others) => others,
+            Err(contest) => return Ok(Offer::Contested(contest)),
+        };
+        let Newcomer { agent, handle, .. } = newcomer;
+        for old in &replaced {
+            self.withdraw(old.id);
         }
-        let same_seat = |other: &Newcomer<T>| seat.is_some() && other.seat == seat;
+        self.join_groups(id, &agent, labels, key, &handle);
+        self.gone.remove(&agent);
+        self.events.push(HubEvent::Ready { agent_id: agent, tunnel_id: id });
+        Ok(Offer::Ready { replaced: handles(replaced), suspects: handles(suspects) })
+    }
+
+    /// What an offer of a tunnel would be told, if others are in its way.
+    #[cfg(feature = "grpctunnel")]
+    pub(crate) fn contest(&self, id: TunnelId) -> Option<Contest<T>> {
+        self.weigh(&self.members.get(&id)?.newcomer).err()
+    }
+
+    /// What a newcomer means for those that can be called.
+    fn weigh(&self, newcomer: &Newcomer<T>) -> Result<Others<T>, Contest<T>> {
+        let Newcomer { agent, holder, seat, .. } = newcomer;
+        let others: Vec<Newcomer<T>> =
+            self.ready_of(agent).filter(|other| !other.handle.is_closed()).cloned().collect();
+        let strangers: Vec<_> = others.iter().filter(|other| other.holder != *holder).cloned().collect();
+        if !strangers.is_empty() {
+            let reason = format!("agent `{agent}` has a live tunnel that was opened with another key or token");
+            return Err(Contest { rivals: handles(strangers), reason });
+        }
+        let same_seat = |other: &Newcomer<T>| seat.is_some() && other.seat == *seat;
         let same_agent =
             |other: &Newcomer<T>| seat.is_some_and(|ours| other.seat.is_some_and(|s| s.instance == ours.instance));
         let (mut replaced, others): (Vec<_>, Vec<_>) = others.into_iter().partition(same_seat);
@@ -236,16 +274,10 @@ impl<T: Candidate> Roster<T> {
             TunnelPolicy::Reject if rivals.is_empty() => {}
             TunnelPolicy::Reject => {
                 let reason = format!("agent `{agent}` has a live tunnel, and this hub allows one");
-                return Ok(Offer::Contested { rivals: handles(rivals), reason });
+                return Err(Contest { rivals: handles(rivals), reason });
             }
         }
-        for old in &replaced {
-            self.withdraw(old.id);
-        }
-        self.join_groups(id, &agent, labels, key, &handle);
-        self.gone.remove(&agent);
-        self.events.push(HubEvent::Ready { agent_id: agent, tunnel_id: id });
-        Ok(Offer::Ready { replaced: handles(replaced), suspects: handles(rivals) })
+        Ok(Others { replaced, suspects: rivals })
     }
 
     /// A tunnel was turned away after it had authenticated.

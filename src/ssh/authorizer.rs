@@ -159,6 +159,8 @@ pub struct Grant {
     pub labels: BTreeMap<String, String>,
     /// The names of the labels that the agent may set itself, where the authorizer sets none. Empty by default.
     pub accepted_labels: BTreeSet<String>,
+    /// Who holds the agent's id, in place of what shows by itself: see [`Grant::holder`]. None by default.
+    pub holder: Option<String>,
 }
 
 impl Grant {
@@ -178,6 +180,18 @@ impl Grant {
     #[must_use]
     pub fn accept_labels<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.accepted_labels.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// Says who holds the agent's id while the tunnel lives: a tunnel of the same id for another holder is refused, and one
+    /// for the same may take its place, or stand beside it. Any name or number that the credential is known by, but not a
+    /// secret. For credentials that change, such as tokens that expire, and for several that are as good as one another.
+    ///
+    /// Default: the key; of a certificate, its authority; of a tunnel of [`grpctunnel`](crate#features), its metadata
+    /// `authorization`, of which a hash is kept, and where there is none, anybody who may be this agent.
+    #[must_use]
+    pub fn holder(mut self, name: impl Into<String>) -> Self {
+        self.holder = Some(name.into());
         self
     }
 }

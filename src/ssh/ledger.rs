@@ -3,26 +3,25 @@
 //! russh hands a channel's messages over in a bounded queue and stops the *whole session* when one queue is full. So
 //! the queues are made too long to fill up ([`QUEUE_MESSAGES`]) and bounded here, in bytes: every message is charged
 //! when it arrives and refunded when it is read. A tunnel over its bound is paused for at most [`PATIENCE`], so that
-//! readers who only lag catch up; then the channel with the longest queue is closed, and the tunnel lives.
+//! readers who only lag catch up; then the channel with the longest queue is closed, and the tunnel lives. What the tunnels
+//! of one agent have in common is in [`Unread`].
 
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use russh::ChannelId;
 use tokio::sync::Notify;
+
+use crate::unread::{PATIENCE, Unread};
 
 /// What one queued message costs beside its bytes: the queue's slot and the header of its buffer, rounded up.
 const MESSAGE_COST: usize = 128;
 
 /// More messages than any bound in bytes lets in at [`MESSAGE_COST`] each, so russh's queue is never full.
 pub(super) const QUEUE_MESSAGES: usize = u32::MAX as usize / MESSAGE_COST;
-
-/// How long a tunnel over its bound waits for its readers before a channel is closed.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a peer may send in requests on one channel, which no tunnel needs: bytes, all requests together.
 const REQUESTS: usize = 16 * 1024;
@@ -60,7 +59,7 @@ impl Totals {
     fn charge(&self, cost: usize) {
         self.queued.fetch_add(cost, Ordering::AcqRel);
         if let Some(unread) = self.unread.get() {
-            unread.queued.fetch_add(cost, Ordering::AcqRel);
+            unread.charge(cost);
         }
     }
 
@@ -70,27 +69,8 @@ impl Totals {
             self.refunded.notify_one();
         }
         if let Some(unread) = self.unread.get() {
-            unread.queued.fetch_sub(cost, Ordering::AcqRel);
-            if unread.paused.load(Ordering::Acquire) > 0 {
-                unread.refunded.notify_waiters();
-            }
+            unread.refund(cost);
         }
-    }
-}
-
-/// What all tunnels of one agent have received and nobody has read, and how much that may be.
-#[derive(Debug)]
-pub(crate) struct Unread {
-    queued: AtomicUsize,
-    limit: usize,
-    /// Sessions that wait for a refund.
-    paused: AtomicUsize,
-    refunded: Notify,
-}
-
-impl Unread {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { queued: AtomicUsize::new(0), limit, paused: AtomicUsize::new(0), refunded: Notify::new() }
     }
 }
 
@@ -251,19 +231,18 @@ impl Ledger {
     }
 
     fn within_limit(&self) -> bool {
-        let within = |queued: &AtomicUsize, limit| signed(queued.load(Ordering::Acquire)) <= limit;
-        within(&self.totals.queued, self.limit)
-            && self.totals.unread.get().is_none_or(|unread| within(&unread.queued, unread.limit))
+        signed(self.totals.queued.load(Ordering::Acquire)) <= self.limit
+            && self.totals.unread.get().is_none_or(|unread| unread.is_within_limit())
     }
 
     async fn wait_for_readers(&self) {
         let own = Unread::new(usize::MAX);
         let unread = self.totals.unread.get().map_or(&own, |unread| unread);
         self.totals.paused.store(true, Ordering::Release);
-        unread.paused.fetch_add(1, Ordering::AcqRel);
+        let listening = unread.listen();
         let caught_up = async {
             loop {
-                let refunded = unread.refunded.notified();
+                let refunded = listening.refunded();
                 tokio::pin!(refunded);
                 refunded.as_mut().enable();
                 if self.within_limit() {
@@ -276,7 +255,6 @@ impl Ledger {
             }
         };
         let _ = tokio::time::timeout(PATIENCE, caught_up).await; // the caller looks at the balance again
-        unread.paused.fetch_sub(1, Ordering::AcqRel);
         self.totals.paused.store(false, Ordering::Release);
     }
 
@@ -468,7 +446,7 @@ mod tests {
         assert_eq!(ledgers[0].charge(id(1), 700).await, Verdict::Close(id(1)));
         assert!(a.overflowed() && !b.closed());
         drop((a, b, ledgers));
-        assert_eq!(unread.queued.load(Ordering::Relaxed), 0);
+        assert_eq!(unread.queued(), 0);
     }
 
     #[test]

@@ -50,6 +50,9 @@ const NO_FORWARD: &str = "this is a dialback hub: it connects to its own gRPC se
 pub(crate) trait Gate: Send + Sync + 'static {
     /// An agent has proved who it is; `greeting` is its first line. `Err` says why its tunnel is not wanted all the same.
     fn admit(&self, session: &Arc<Session>, greeting: &str) -> Result<(), String>;
+    /// Whether others keep an agent from being called, which [`Gate::ready`] would say later. `Err` says why.
+    #[cfg(feature = "grpctunnel")]
+    async fn contest(&self, session: &Arc<Session>) -> Result<(), String>;
     /// The agent can be called from now on, if the hub wants to.
     async fn ready(&self, session: &Arc<Session>, labels: Labels) -> Result<Welcome, String>;
     /// The agent does not want to be called any more.
@@ -70,8 +73,16 @@ pub(crate) struct Proof {
     pub(crate) grant: Grant,
     /// To ask again while the tunnel lives; none where nobody was asked.
     pub(crate) claim: Option<Claim>,
-    /// The key, or the certificate's authority: who may take the id over.
+    /// Who may take the id over.
     pub(crate) holder: Arc<str>,
+}
+
+impl Proof {
+    /// `holder` is the key, the certificate's authority or the like, unless the grant says another.
+    pub(crate) fn new(grant: Grant, claim: Option<Claim>, holder: String) -> Self {
+        let holder = grant.holder.clone().unwrap_or(holder).into();
+        Self { grant, claim, holder }
+    }
 }
 
 /// What every session of one hub shares.
@@ -590,7 +601,7 @@ impl ServerHandler {
     fn settle(&mut self, granted: Option<(Claim, Grant)>, holder: String) -> Auth {
         match granted {
             Some((claim, grant)) => {
-                self.proof = Some(Box::new(Proof { grant, claim: Some(claim), holder: holder.into() }));
+                self.proof = Some(Box::new(Proof::new(grant, Some(claim), holder)));
                 Auth::Accept
             }
             None => Auth::reject(),

@@ -1,5 +1,9 @@
 //! One SSH session as the rest of the crate sees it: opens channels, ends, says why.
 
+mod calls;
+mod dial_back;
+mod open;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -7,32 +11,30 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use http::uri::Authority;
-use russh::{ChannelOpenFailure, client, server};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
-use super::client::ClientHandler;
-use super::io::TunnelIo;
-use super::ledger::{Ledger, Unread, Verdict};
+pub(crate) use self::calls::{Account, Call};
+pub(crate) use self::dial_back::{DialBack, TUNNEL_PATH};
+pub(crate) use self::open::Opener;
+
+#[cfg(feature = "grpctunnel")]
+pub(crate) use self::calls::OwnChannel;
+
+use self::open::PENDING_OPENS;
+use super::ledger::{Ledger, Verdict};
 use super::server::Proof;
 use super::write_behind::Carrier;
 use crate::carrier::CarrierKind;
 use crate::close::{CloseReason, Disconnected};
-use crate::connector::DialError;
 #[cfg(feature = "grpctunnel")]
 use crate::grpctunnel::Caller;
 use crate::http2::Connections;
 use crate::id::AgentId;
 use crate::labels::Labels;
 use crate::tunnel::TunnelId;
-
-/// The path that stands for a tunnel's gRPC service in streamlocal messages (OpenSSH PROTOCOL §2.4).
-pub(crate) const TUNNEL_PATH: &str = "/grpc-tunnel";
-
-/// Channel opens that may wait for the peer's answer at once; more wait in line.
-const PENDING_OPENS: usize = 64;
 
 /// How often a tunnel that may be dead is listened to.
 const LISTEN: Duration = Duration::from_millis(50);
@@ -46,51 +48,6 @@ pub(crate) const RENEW_AFTER: u64 = 1024;
 
 /// The hub ends a tunnel that has closed this many channels (16 MB) and was not renewed: a stock SSH client cannot.
 pub(crate) const CLOSED_CHANNELS_MAX: u64 = 4 * RENEW_AFTER;
-
-/// What an agent asked its hub to forward, and so what the hub names when it dials back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum DialBack {
-    /// [`TUNNEL_PATH`], which may have labels behind it (OpenSSH PROTOCOL §2.4).
-    Path(Box<str>),
-    /// For clients that forward ports alone (RFC 4254 §7.1). The hub listens on none.
-    Port { address: Box<str>, port: u32 },
-}
-
-impl DialBack {
-    /// What an agent has a stock server listen on: `unix:/path`, `tcp:port` or `tcp:address:port`. `Err` tells how to write
-    /// one.
-    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
-        const HOW: &str = "write unix:/run/tunnels/laptop-1.sock, tcp:50051 or tcp:127.0.0.1:50051";
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = path.strip_prefix("//").unwrap_or(path);
-            return if path.starts_with('/') && !path.contains('\0') { Ok(Self::Path(path.into())) } else { Err(HOW) };
-        }
-        let at = text.strip_prefix("tcp:").ok_or(HOW)?;
-        let (address, port) = at.rsplit_once(':').unwrap_or(("localhost", at));
-        let address = address.trim_start_matches('[').trim_end_matches(']');
-        // A port of the server's choice would be another with each connection.
-        let port: u16 = port.parse().ok().filter(|port| *port != 0).ok_or(HOW)?;
-        Ok(Self::Port { address: address.into(), port: port.into() })
-    }
-}
-
-impl fmt::Display for DialBack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Path(path) => write!(f, "unix:{path}"),
-            Self::Port { address, port } => write!(f, "tcp:{address}:{port}"),
-        }
-    }
-}
-
-/// How a session's channels are opened, by side.
-pub(crate) enum Opener {
-    Client(Arc<client::Handle<ClientHandler>>),
-    Server(server::Handle),
-    /// It is none of SSH: it has no channels, and carries calls alone.
-    #[cfg(feature = "grpctunnel")]
-    Calls(Arc<Caller>),
-}
 
 /// Asks the peer something that it has to answer, and waits for that.
 async fn ask(opener: &Opener) {
@@ -261,49 +218,6 @@ impl Session {
         self.labels.get().is_some() && !self.is_draining() && !self.is_closed()
     }
 
-    /// Ties the tunnel to its agent's limits.
-    pub(crate) fn set_account(&self, account: Arc<Account>) {
-        self.ledger.share(account.unread.clone());
-        let _ = self.account.set(account); // set once, by the hub that admits it
-    }
-
-    /// Counts a call, until what is returned is dropped.
-    pub(crate) fn begin_call(self: &Arc<Self>) -> Result<Call, DialError> {
-        if let Some(account) = self.account.get() {
-            let limit = account.max_calls;
-            if account.calls.fetch_add(1, Ordering::Relaxed) >= limit {
-                account.calls.fetch_sub(1, Ordering::Relaxed);
-                return Err(DialError::TooManyCalls { agent: self.agent.clone(), limit });
-            }
-        }
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        Ok(Call(self.clone()))
-    }
-
-    /// Where there are no channels: the call has one of its own, which a drain waits for.
-    #[cfg(feature = "grpctunnel")]
-    pub(crate) fn begin_own(self: &Arc<Self>) -> Result<OwnChannel, DialError> {
-        // Before the look at `draining`: a drain that begins after it waits for this call.
-        let Some(own) = UnderWay::new(self) else {
-            return Err(DialError::TooManyChannels { agent: self.agent.clone(), limit: self.max_channels });
-        };
-        if let Some(gone) = self.disconnected.borrow().clone() {
-            return Err(DialError::Disconnected { agent: self.agent.clone(), gone });
-        }
-        if let Some(reason) = self.caller().and_then(|caller| caller.ended()) {
-            return Err(DialError::Disconnected { agent: self.agent.clone(), gone: Disconnected::now(reason) });
-        }
-        if self.is_draining() {
-            return Err(DialError::Draining { agent: self.agent.clone() });
-        }
-        Ok(OwnChannel { _counted: own })
-    }
-
-    /// How many calls are in flight.
-    pub(crate) fn calls(&self) -> usize {
-        self.calls.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect.load(Ordering::Relaxed)
     }
@@ -357,89 +271,10 @@ impl Session {
         }
     }
 
-    /// Opens a channel to the peer's tunnel service.
-    ///
-    /// The open itself runs in a task of its own: a cancelled open would harm the peer's session. Dropping this future
-    /// leaves that task to finish, and the channel, if it comes, is closed.
-    pub(crate) async fn open(self: &Arc<Self>) -> Result<TunnelIo, DialError> {
-        // Before the look at `draining`: a drain that begins after it waits for this open.
-        let Some(under_way) = UnderWay::new(self) else {
-            return Err(DialError::TooManyChannels { agent: self.agent.clone(), limit: self.max_channels });
-        };
-        if let Some(gone) = self.disconnected.borrow().clone() {
-            return Err(DialError::Disconnected { agent: self.agent.clone(), gone });
-        }
-        if self.draining.load(Ordering::Acquire) {
-            return Err(DialError::Draining { agent: self.agent.clone() });
-        }
-        let (mut answer, opened) = oneshot::channel();
-        let session = self.clone();
-        self.runtime.spawn(async move {
-            // Until the open is under way it may be given up, and is when the caller has left.
-            let turn = tokio::select! {
-                turn = session.opens.acquire() => turn,
-                _ = session.closed() => return,
-                () = answer.closed() => return,
-            };
-            let result = session.open_to_the_end(under_way).await;
-            drop(turn);
-            // Nobody may be waiting any more: then the channel is dropped here, which closes it.
-            let _ = answer.send(result);
-        });
-        let limit = self.sleep(self.open_timeout);
-        tokio::select! {
-            biased;
-            opened = opened => match opened {
-                Ok(result) => result,
-                Err(_) => Err(self.gone().await),
-            },
-            () = limit => Err(DialError::TimedOut { agent: self.agent.clone(), after: self.open_timeout }),
-        }
-    }
-
-    async fn open_to_the_end(self: &Arc<Self>, under_way: UnderWay) -> Result<TunnelIo, DialError> {
-        let Some(opener) = self.opener.get() else { return Err(self.gone().await) };
-        let opened = match opener {
-            Opener::Client(handle) => {
-                let channel = handle.channel_open_direct_streamlocal(TUNNEL_PATH).await;
-                channel.map(|channel| TunnelIo::from_client(self.clone(), channel))
-            }
-            Opener::Server(handle) => {
-                let channel = match self.dial_back() {
-                    Some(DialBack::Port { address, port }) => {
-                        // Nobody dialled a port of this machine, so there is no originator to name.
-                        handle.channel_open_forwarded_tcpip(&**address, *port, "127.0.0.1", 0).await
-                    }
-                    _ => handle.channel_open_forwarded_streamlocal(self.path()).await,
-                };
-                channel.map(|channel| TunnelIo::from_server(self.clone(), channel))
-            }
-            #[cfg(feature = "grpctunnel")]
-            Opener::Calls(_) => {
-                let reason = "it came by grpctunnel, which carries calls alone: use a channel, not a connector".into();
-                return Err(DialError::Rejected { agent: self.agent.clone(), reason });
-            }
-        };
-        // From here on the channel itself counts.
-        drop(under_way);
-        match opened {
-            Ok(io) => Ok(io.holding()),
-            Err(russh::Error::ChannelOpenFailure(reason)) => {
-                Err(DialError::Rejected { agent: self.agent.clone(), reason: rejection(&reason) })
-            }
-            Err(_) => Err(self.gone().await),
-        }
-    }
-
     /// A timer on the session's own runtime: the caller may be outside of any.
     pub(crate) fn sleep(&self, duration: Duration) -> Sleep {
         let _inside = self.runtime.enter();
         tokio::time::sleep(duration)
-    }
-
-    /// Waits until the tunnel has ended, then says so as a failed dial.
-    async fn gone(&self) -> DialError {
-        DialError::Disconnected { agent: self.agent.clone(), gone: self.closed().await }
     }
 
     /// A channel exists from here on; [`Session::channel_closed`] ends that.
@@ -620,75 +455,6 @@ impl Session {
     }
 }
 
-/// An open that is under way counts as a channel: a tunnel that is being drained must not end beneath it.
-struct UnderWay(Arc<Session>);
-
-impl UnderWay {
-    /// None when there are as many channels as there may be.
-    fn new(session: &Arc<Session>) -> Option<Self> {
-        let below = session.channels.send_if_modified(|open| {
-            let below = *open < session.max_channels;
-            *open += usize::from(below);
-            below
-        });
-        below.then(|| Self(session.clone()))
-    }
-}
-
-/// See [`Session::begin_own`].
-#[cfg(feature = "grpctunnel")]
-pub(crate) struct OwnChannel {
-    _counted: UnderWay,
-}
-
-#[cfg(feature = "grpctunnel")]
-impl fmt::Debug for OwnChannel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnChannel").finish_non_exhaustive()
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.channels.send_modify(|open| *open -= 1);
-    }
-}
-
-/// What all tunnels of one agent share on a hub.
-#[derive(Debug)]
-pub(crate) struct Account {
-    calls: AtomicUsize,
-    max_calls: usize,
-    unread: Arc<Unread>,
-}
-
-impl Account {
-    /// With a limit on calls in flight, and one on bytes that were received and not read.
-    pub(crate) fn new(max_calls: usize, max_unread: usize) -> Self {
-        Self { calls: AtomicUsize::new(0), max_calls, unread: Arc::new(Unread::new(max_unread)) }
-    }
-}
-
-/// A call in flight; dropping it ends the counting.
-#[derive(Debug)]
-pub(crate) struct Call(Arc<Session>);
-
-impl Call {
-    /// The tunnel it takes.
-    pub(crate) fn session(&self) -> &Arc<Session> {
-        &self.0
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Relaxed);
-        if let Some(account) = self.0.account.get() {
-            account.calls.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
@@ -696,18 +462,5 @@ impl fmt::Debug for Session {
             .field("agent", &self.agent)
             .field("peer", &self.peer)
             .finish_non_exhaustive()
-    }
-}
-
-/// An RFC 4254 §5.1 reason in words. Texts of the peer do not reach us here; codes do.
-fn rejection(reason: &ChannelOpenFailure) -> String {
-    match reason {
-        ChannelOpenFailure::AdministrativelyProhibited => "administratively prohibited".into(),
-        ChannelOpenFailure::ConnectFailed => "connect failed: is the service behind the agent running?".into(),
-        ChannelOpenFailure::UnknownChannelType => "unknown channel type".into(),
-        ChannelOpenFailure::ResourceShortage => {
-            "resource shortage: too many channels are open or waiting, or the tunnel is closing".into()
-        }
-        ChannelOpenFailure::Other { code, .. } => format!("reason code {code}"),
     }
 }

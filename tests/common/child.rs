@@ -8,7 +8,7 @@
 //! }
 //! ```
 
-use std::{env, ffi::OsString, path::Path, time::Duration};
+use std::{env, ffi::OsString, net::SocketAddr, path::Path, time::Duration};
 
 use dialback::{Agent, AgentBuilder, AllowedKeys, HostKeys, Hub, HubBuilder, HubEvent, PrivateKey};
 use tempfile::TempDir;
@@ -25,7 +25,7 @@ pub const BACKOFF: (Duration, Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(30));
 
 /// No child outlives its test by more than this, whatever happens to the test.
-const LIFE: Duration = Duration::from_secs(180);
+pub const LIFE: Duration = Duration::from_secs(180);
 
 /// The keys of a hub and of its one agent, in files.
 pub struct Keys(TempDir);
@@ -56,6 +56,18 @@ impl Keys {
     pub fn hub_process(&self, listen: &str) -> Vec<(&'static str, OsString)> {
         vec![(ROLE, "hub".into()), (KEYS, self.0.path().into()), (ADDRESS, listen.into())]
     }
+}
+
+/// What has to run for a child that is an agent by `grpctunnel`. It says "ready" once its tunnel stands.
+#[cfg(feature = "grpctunnel")]
+pub fn tunnel_agent(hub: &str) -> Vec<(&'static str, OsString)> {
+    vec![(ROLE, "tunnel-agent".into()), (ADDRESS, hub.into())]
+}
+
+/// The same for a hub, which says what that of [`Keys::hub_process`] does.
+#[cfg(feature = "grpctunnel")]
+pub fn tunnel_hub(listen: &str) -> Vec<(&'static str, OsString)> {
+    vec![(ROLE, "tunnel-hub".into()), (ADDRESS, listen.into())]
 }
 
 const ROLE: &str = "DIALBACK_TEST_ROLE";
@@ -96,23 +108,34 @@ pub fn signal(peer: &Peer, name: &str) {
 
 /// Acts as a child, if this process is one.
 pub async fn run() {
-    let Some(role) = env::var_os(ROLE) else { return };
-    let keys = env::var_os(KEYS).expect("keys");
-    let address = env::var(ADDRESS).expect("an address");
+    if env::var_os(ROLE).is_none() {
+        return;
+    }
+    let (role, address) = told();
+    let keys = || env::var_os(KEYS).expect("keys");
     let living = async {
-        match role.to_str() {
-            Some("agent") => be_agent(keys.as_ref(), &address).await,
-            Some("hub") => be_hub(keys.as_ref(), &address).await,
+        match &*role {
+            "agent" => be_agent(keys().as_ref(), &address).await,
+            "hub" => be_hub(keys().as_ref(), &address).await,
+            #[cfg(feature = "grpctunnel")]
+            "tunnel-agent" => super::tunnels::be_agent(&address).await,
+            #[cfg(feature = "grpctunnel")]
+            "tunnel-hub" => super::tunnels::be_hub(&address).await,
             other => panic!("no such role: {other:?}"),
         }
     };
     let _ = tokio::time::timeout(LIFE, living).await; // its time is over
 }
 
+/// What this child was told to be, and where to dial or to listen.
+pub fn told() -> (String, String) {
+    (env::var(ROLE).expect("a role"), env::var(ADDRESS).expect("an address"))
+}
+
 /// The hub that this child was told to be and where it listens, for a test file that makes more of it than [`run`] does.
 pub fn told_hub() -> (HubBuilder, String) {
     let keys = env::var_os(KEYS).expect("keys");
-    (hub(keys.as_ref()), env::var(ADDRESS).expect("an address"))
+    (hub(keys.as_ref()), told().1)
 }
 
 fn key(dir: &Path, name: &str) -> PrivateKey {
@@ -141,8 +164,13 @@ async fn be_agent(keys: &Path, hub: &str) {
 async fn be_hub(keys: &Path, listen: &str) {
     let hub = hub(keys).unauthenticated_limits(10_000, 10_000).bind(listen).await.expect("bind");
     let _server = serve(&Echo::default(), hub.incoming());
+    tell(&hub, hub.local_addr()).await;
+}
+
+/// Says what a hub has to say, where it listens first.
+pub async fn tell(hub: &Hub, listens: SocketAddr) {
     let mut events = hub.events();
-    eprintln!("listening {}", hub.local_addr());
+    eprintln!("listening {listens}");
     loop {
         match events.next().await.expect("the hub lives") {
             HubEvent::Ready { .. } => eprintln!("agent ready"),

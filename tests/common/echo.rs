@@ -25,12 +25,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::timeout};
-use tokio_stream::{Stream, StreamExt};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
 use tonic::{
     Code, Request, Response, Status, Streaming,
     metadata::{AsciiMetadataKey, MetadataMap},
-    transport::Channel,
+    transport::{Channel, Server},
 };
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -124,6 +124,15 @@ impl Echo {
             }
         }
     }
+}
+
+/// An ordinary gRPC server on a port of loopback, as a laptop has it beside its ssh.
+pub async fn local_service() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = listener.local_addr().expect("an address").port();
+    let server = Server::builder().add_service(Echo::default().service());
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    port
 }
 
 /// A client that takes messages as large as the service sends.

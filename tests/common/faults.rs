@@ -9,7 +9,7 @@ use std::{
 use dialback::{AgentStatus, Hub, Tunnel, TunnelChannel, TunnelId, TunnelIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -58,6 +58,69 @@ pub async fn call(client: &mut Client) {
     assert_eq!(answer.expect("the call succeeds").into_inner(), payload("are you there?"));
 }
 
+/// While it lives, nothing but a test may panic: a task of the library's would do so unseen.
+pub struct NoPanics(usize);
+
+static PANICS: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+impl NoPanics {
+    pub fn watch() -> Self {
+        static WATCHED: std::sync::Once = std::sync::Once::new();
+        WATCHED.call_once(|| {
+            let tell = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if !info.location().is_some_and(|location| location.file().starts_with("tests/")) {
+                    PANICS.lock().expect("nobody panics with it").push(info.to_string());
+                }
+                tell(info);
+            }));
+        });
+        Self(PANICS.lock().expect("nobody panics with it").len())
+    }
+}
+
+impl Drop for NoPanics {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let panics = PANICS.lock().map(|panics| panics[self.0..].to_vec()).unwrap_or_default();
+            assert!(panics.is_empty(), "{panics:#?}");
+        }
+    }
+}
+
+/// One who calls again and again, and has a call that does not end, while something is done to others.
+pub struct Bystander {
+    stop: watch::Sender<bool>,
+    calling: tokio::task::JoinHandle<(usize, Duration)>,
+}
+
+impl Bystander {
+    pub async fn of(mut client: Client) -> Self {
+        let mut standing = in_flight(&mut client, 1).await;
+        let (stop, stopped) = watch::channel(false);
+        let calling = tokio::spawn(async move {
+            let (mut calls, mut slowest) = (0, Duration::ZERO);
+            while !*stopped.borrow() || calls == 0 {
+                let begun = Instant::now();
+                call(&mut client).await;
+                (calls, slowest) = (calls + 1, slowest.max(begun.elapsed()));
+            }
+            let ended = timeout(Duration::from_millis(50), standing[0].message()).await;
+            assert!(ended.is_err(), "the call that does not end has ended: {ended:?}");
+            (calls, slowest)
+        });
+        Self { stop, calling }
+    }
+
+    /// Panics unless all has gone well. Says how long the slowest call took.
+    pub async fn went_on(self) -> Duration {
+        self.stop.send_replace(true);
+        let (calls, slowest) = self.calling.await.expect("others are not disturbed");
+        eprintln!("{calls} calls beside it, the slowest took {slowest:?}");
+        slowest
+    }
+}
+
 /// Calls that have reached their handlers and will never end by themselves.
 pub async fn in_flight(client: &mut Client, calls: usize) -> Vec<Streaming<Payload>> {
     let mut streams = Vec::with_capacity(calls);
@@ -102,8 +165,7 @@ pub async fn successor(hub: &Hub, old: TunnelId, limit: Duration) -> (Tunnel, Du
 }
 
 /// Waits until an agent says that it is no longer connected through the tunnel it had.
-pub async fn noticed(rig: &Rig, limit: Duration) -> Duration {
-    let mut status = rig.agent.status();
+pub async fn noticed(mut status: watch::Receiver<AgentStatus>, limit: Duration) -> Duration {
     let lost = async {
         // The sender lives in the agent.
         let _ = status.wait_for(|status| !status.is_connected()).await;
@@ -135,7 +197,13 @@ pub fn sockets_at(port: u16) -> usize {
 /// This process's resident memory, in bytes.
 #[cfg(target_os = "linux")]
 pub fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    resident_of(std::process::id())
+}
+
+/// That of another process.
+#[cfg(target_os = "linux")]
+pub fn resident_of(process: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
     let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
     kib << 10

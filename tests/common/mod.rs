@@ -16,7 +16,7 @@ pub mod forward;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 pub mod grpctunnel;
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "grpctunnel"))]
 pub mod http2;
 #[cfg(feature = "cli")]
 pub mod kinds;
@@ -26,6 +26,8 @@ pub mod openssh;
 pub mod peers;
 pub mod proxy;
 pub mod raw;
+#[cfg(feature = "grpctunnel")]
+pub mod raw_tunnel;
 pub mod rig;
 #[cfg(feature = "websocket")]
 pub mod tls;

@@ -227,7 +227,7 @@ impl Way {
 
     /// How much a call's writer is at least ahead of its reader.
     pub fn window(self) -> usize {
-        if self.is_grpctunnel() { 1 << 20 } else { dialback::tuning::HTTP2_STREAM_WINDOW as usize }
+        if self.is_grpctunnel() { 64 << 10 } else { dialback::tuning::HTTP2_STREAM_WINDOW as usize }
     }
 
     /// How much it may be ahead.

@@ -18,6 +18,8 @@ use self::protocol::{Client, Config, Negotiated, ResponseEvent, Revision, Server
 mod headers;
 #[path = "../../src/grpctunnel/protocol/mod.rs"]
 mod protocol;
+#[path = "../../src/unread.rs"]
+mod unread;
 
 // The names by which the protocol knows what it needs of the crate.
 mod http2 {
@@ -136,11 +138,12 @@ fuzz_target!(|data: &[u8]| {
     let config = Config {
         newest: [Revision::Zero, Revision::One, Revision::Two][usize::from(first >> 2) % 3],
         window: input.number(),
+        start: input.number(),
         max_chunk: input.number(),
         max_message: 100_000,
         max_metadata: 300,
         max_queued: 1000,
-        max_held: 100_000,
+        max_unread: 100_000,
         max_streams: 4,
     };
     let negotiated = if first & 2 == 0 { Negotiated::Yes } else { Negotiated::No };
@@ -167,11 +170,17 @@ fn serve(mut server: Server, mut input: Input<'_>) {
                 if server.receive(frame).is_err() {
                     break;
                 }
+                while !server.unread().is_within_limit() {
+                    server.end_most();
+                }
                 continue;
             }
             2..=4 if !server.is_overfull() => {
                 if server.receive(input.from_client()).is_err() {
                     break;
+                }
+                while !server.unread().is_within_limit() {
+                    server.end_most();
                 }
                 continue;
             }
@@ -200,7 +209,7 @@ fn serve(mut server: Server, mut input: Input<'_>) {
         assert!(server.calls() <= 4 + 1024 + 8 || server.is_overfull());
     }
     server.close_tunnel();
-    assert_eq!((server.calls(), server.poll_frame()), (0, None));
+    assert_eq!((server.calls(), server.unread().queued(), server.poll_frame()), (0, 0, None));
 }
 
 fn call(mut client: Client, mut input: Input<'_>) {
@@ -220,11 +229,17 @@ fn call(mut client: Client, mut input: Input<'_>) {
                 if client.receive(frame).is_err() {
                     break;
                 }
+                while !client.unread().is_within_limit() {
+                    client.end_most();
+                }
                 continue;
             }
             2..=5 if !client.is_overfull() => {
                 if client.receive(input.from_server()).is_err() {
                     break;
+                }
+                while !client.unread().is_within_limit() {
+                    client.end_most();
                 }
                 continue;
             }
@@ -239,10 +254,10 @@ fn call(mut client: Client, mut input: Input<'_>) {
             _ => Ok(drop(client.poll_frame())),
         };
     }
-    client.close(&Status::default());
+    client.close();
     for id in ids {
         // Every call comes to its end, whoever has asked for what before.
-        while !matches!(client.poll_event(id), Some(ResponseEvent::End { .. })) {}
+        while !matches!(client.poll_event(id), Some(ResponseEvent::End { .. } | ResponseEvent::Lost)) {}
     }
-    assert_eq!((client.calls(), client.poll_frame()), (0, None));
+    assert_eq!((client.calls(), client.unread().queued(), client.poll_frame()), (0, 0, None));
 }

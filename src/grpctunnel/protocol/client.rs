@@ -1,6 +1,7 @@
 //! The tunnel client: it makes calls.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -16,6 +17,7 @@ use crate::grpctunnel::proto::{
     ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
     client_to_server::Frame as ClientFrame, server_to_client::Frame as ServerFrame,
 };
+use crate::unread::{Share, Unread};
 
 /// As many revisions as are repeated of a server that speaks none of ours.
 const REPEATED: usize = 16;
@@ -31,6 +33,8 @@ pub(crate) enum ResponseEvent {
     More(Bytes),
     /// The call is over. If it is in the middle of a message, the status is an error.
     End { status: Status, trailers: Metadata },
+    /// The tunnel is lost, and with it whatever was to come: the call is over.
+    Lost,
 }
 
 /// What a call goes through; each is passed at most once.
@@ -46,7 +50,8 @@ struct Call {
     opening: Option<Box<NewStream>>,
     half_close: HalfClose,
     headers: Headers,
-    end: Option<Box<(Status, Metadata)>>,
+    /// [`ResponseEvent::End`] or [`ResponseEvent::Lost`].
+    end: Option<Box<ResponseEvent>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -67,11 +72,8 @@ enum Headers {
 
 impl Role for Call {
     fn is_due(stream: &Stream<Self>) -> bool {
-        let Stream { role, outbox, inbox, .. } = stream;
-        if role.end.is_some() {
-            return false;
-        }
-        role.opening.is_some() || inbox.is_owing() || role.half_close == HalfClose::Due && outbox.is_empty()
+        stream.role.end.is_none()
+            && (stream.role.opening.is_some() || stream.inbox.is_owing() || stream.can_half_close())
     }
 
     fn has_event(stream: &Stream<Self>) -> bool {
@@ -123,7 +125,7 @@ impl Client {
             return Err(TunnelError::NeverCreated(stream_id));
         }
         let (id, limit) = (StreamId(stream_id), self.streams.config.max_metadata);
-        let result = self.streams.with(id, |stream| {
+        let result = self.streams.with(id, |stream, _| {
             if stream.role.end.is_some() {
                 return Ok(());
             }
@@ -145,10 +147,35 @@ impl Client {
         if let Some(Err(violation)) = result {
             self.fail(id, violation);
         }
-        while let Some(hog) = self.streams.hog() {
-            self.fail(hog, Violation::Held { limit: self.streams.config.max_held });
-        }
         Ok(())
+    }
+
+    /// From now on what is unread counts together with that of others.
+    pub(crate) fn share(&mut self, unread: Arc<Unread>) {
+        self.streams.share(unread);
+    }
+
+    /// What is unread, and how much that may be. While it is more, the carrier is not to be read; but readers may never come
+    /// to it, so that after a moment calls have to be [ended](Self::end_most).
+    pub(crate) fn unread(&self) -> &Arc<Unread> {
+        self.streams.unread()
+    }
+
+    /// What the call holds that holds most.
+    pub(crate) fn most(&self) -> usize {
+        self.streams.most().map_or(0, |(_, held)| held)
+    }
+
+    /// Ends that call, with all that waits of it.
+    pub(crate) fn end_most(&mut self) {
+        if let Some((id, _)) = self.streams.most() {
+            self.streams.with(id, |stream, _| {
+                if matches!(stream.role.headers, Headers::Here(_)) {
+                    stream.role.headers = Headers::Awaited;
+                }
+            });
+            self.fail(id, Violation::Held { limit: self.unread().limit() });
+        }
     }
 
     fn settle(&mut self, id: i64, settings: &Settings) -> Result<(), TunnelError> {
@@ -170,11 +197,13 @@ impl Client {
     /// A call ends with this: the caller hears of it, and the server, unless it has ended the call itself, that nobody waits
     /// for it any more.
     fn fail(&mut self, id: StreamId, violation: Violation) {
-        let running = self.streams.with(id, |stream| {
+        let running = self.streams.with(id, |stream, _| {
             stream.inbox.stop();
             // What the server has ended with is no longer true: some of what it sent before is lost.
             let ended = stream.role.end.take();
             stream.end(violation.status(Code::Internal), Metadata::default());
+            stream.metadata =
+                if let Headers::Here(headers) = &stream.role.headers { metadata::memory(headers) } else { 0 };
             ended.is_none()
         });
         if running == Some(true) {
@@ -200,7 +229,7 @@ impl Client {
             }
         }
         while let Some(id) = self.streams.next_ready() {
-            let frame = match self.streams.with(id, |stream| stream.outbox.next()).flatten() {
+            let frame = match self.streams.with(id, |stream, _| stream.outbox.next()).flatten() {
                 Some(Piece::First { size, data }) => ClientFrame::RequestMessage(MessageData { size, data }),
                 Some(Piece::More(data)) => ClientFrame::MoreRequestData(data),
                 None => continue,
@@ -233,7 +262,7 @@ impl Client {
         }
         self.opened = self.opened.checked_add(1).ok_or(OpenError::NoIds)?;
         let id = StreamId(self.opened);
-        let own = if revision == Revision::Zero { 0 } else { self.streams.config.window };
+        let own = if revision == Revision::Zero { 0 } else { self.streams.config.start };
         let opening = Some(Box::new(NewStream {
             method_name: method.to_owned(),
             request_headers: Some(metadata),
@@ -241,7 +270,7 @@ impl Client {
             protocol_revision: revision.number(),
         }));
         let call = Call { opening, half_close: HalfClose::Open, headers: Headers::Awaited, end: None };
-        self.streams.insert(id, revision, window, call);
+        self.streams.insert(id, revision, window, call, 0);
         Ok(id)
     }
 
@@ -282,7 +311,7 @@ impl Client {
         id: StreamId,
         act: impl FnOnce(&mut Stream<Call>) -> Result<(), SendError>,
     ) -> Result<(), SendError> {
-        let result = self.streams.with(id, |stream| match (&stream.role.end, &stream.role.half_close) {
+        let result = self.streams.with(id, |stream, _| match (&stream.role.end, &stream.role.half_close) {
             (Some(_), _) => Err(SendError::Over),
             (None, HalfClose::Open) => act(stream),
             (None, _) => Err(SendError::HalfClosed),
@@ -302,7 +331,7 @@ impl Client {
 
     /// The caller cannot go on: the call ends with this for whoever reads it, and the server is told that nobody waits.
     pub(crate) fn abandon(&mut self, id: StreamId, status: Status) {
-        let running = self.streams.with(id, |stream| {
+        let running = self.streams.with(id, |stream, _| {
             let running = stream.role.end.is_none();
             if running {
                 stream.inbox.stop();
@@ -317,11 +346,11 @@ impl Client {
 
     /// The next that the caller gets. None: not yet; a [`Woken`] will say when.
     pub(crate) fn poll_event(&mut self, id: StreamId) -> Option<ResponseEvent> {
-        let Some(event) = self.streams.with(id, Stream::next_event) else {
+        let Some(event) = self.streams.with(id, |stream, _| stream.next_event()) else {
             let status = Status::new(Code::Cancelled, "the call is over");
             return Some(ResponseEvent::End { status, trailers: Metadata::default() });
         };
-        if matches!(event, Some(ResponseEvent::End { .. })) {
+        if matches!(event, Some(ResponseEvent::End { .. } | ResponseEvent::Lost)) {
             self.streams.remove(id, false);
         }
         event
@@ -344,13 +373,13 @@ impl Client {
         self.streams.len()
     }
 
-    /// The tunnel is lost: every call ends with `status`, after what was received before. Nothing is sent, received or
-    /// opened any more.
-    pub(crate) fn close(&mut self, status: &Status) {
+    /// The tunnel is lost, and so is every call, after what was received before. Nothing is sent, received or opened any
+    /// more.
+    pub(crate) fn close(&mut self) {
         self.closed = true;
         self.cancelled = VecDeque::new();
         for id in self.streams.end() {
-            self.streams.with(id, |stream| stream.end(status.clone(), Metadata::default()));
+            self.streams.with(id, |stream, _| stream.end_with(ResponseEvent::Lost));
         }
     }
 }
@@ -362,50 +391,66 @@ impl Stream<Call> {
             return Err(Violation::MetadataSize { limit });
         }
         if matches!(self.role.headers, Headers::Awaited) {
+            self.metadata += metadata::memory(&headers);
             self.role.headers = Headers::Here(headers);
         }
         Ok(())
     }
 
     fn take_close(&mut self, close: CloseStream, limit: usize) {
-        let (status, trailers) = (close.status.unwrap_or_default(), close.response_trailers.unwrap_or_default());
+        let (mut status, trailers) = (close.status.unwrap_or_default(), close.response_trailers.unwrap_or_default());
+        status.keep();
         if metadata::size(&trailers).saturating_add(status.encoded_len()) > limit {
-            self.end(Violation::MetadataSize { limit }.status(Code::Internal), Metadata::default());
-        } else if self.inbox.is_incomplete() && status.is_ok() {
+            return self.end(Violation::MetadataSize { limit }.status(Code::Internal), Metadata::default());
+        }
+        self.metadata += metadata::memory(&trailers) + status.memory();
+        if self.inbox.is_incomplete() && status.is_ok() {
             self.end(Violation::Truncated.status(Code::Internal), trailers);
         } else {
             self.end(status, trailers);
         }
     }
 
-    /// Nothing more is sent, and nothing comes after what is there. The first end stands.
     fn end(&mut self, status: Status, trailers: Metadata) {
+        self.end_with(ResponseEvent::End { status, trailers });
+    }
+
+    /// Nothing more is sent, and nothing comes after what is there. The first end stands.
+    fn end_with(&mut self, end: ResponseEvent) {
         self.outbox.clear();
         self.inbox.finish();
-        self.role.end.get_or_insert_with(|| Box::new((status, trailers)));
+        self.role.end.get_or_insert_with(|| Box::new(end));
     }
 
     /// The frame that goes before data, if there is one.
-    fn next_frame(&mut self) -> Option<ClientFrame> {
+    fn next_frame(&mut self, share: &mut Share) -> Option<ClientFrame> {
         if self.role.end.is_some() {
             return None;
         }
         if let Some(opening) = self.role.opening.take() {
             return Some(ClientFrame::NewStream(*opening));
         }
-        if self.inbox.is_owing() {
-            return Some(ClientFrame::WindowUpdate(self.inbox.take_owed()));
+        if let Some(bytes) = self.take_owed(share) {
+            return Some(ClientFrame::WindowUpdate(bytes));
         }
-        if self.role.half_close == HalfClose::Due && self.outbox.is_empty() {
+        if self.can_half_close() {
             self.role.half_close = HalfClose::Sent;
             return Some(ClientFrame::HalfClose(()));
         }
         None
     }
 
+    /// It goes after all data.
+    fn can_half_close(&self) -> bool {
+        self.role.half_close == HalfClose::Due && self.outbox.is_empty()
+    }
+
     fn next_event(&mut self) -> Option<ResponseEvent> {
         match std::mem::replace(&mut self.role.headers, Headers::Read) {
-            Headers::Here(headers) => return Some(ResponseEvent::Headers(headers)),
+            Headers::Here(headers) => {
+                self.metadata -= metadata::memory(&headers);
+                return Some(ResponseEvent::Headers(headers));
+            }
             Headers::Awaited if self.inbox.has_piece() => return Some(ResponseEvent::Headers(Metadata::default())),
             headers => self.role.headers = headers,
         }
@@ -415,8 +460,7 @@ impl Stream<Call> {
             None => {}
         }
         if let Some(end) = &mut self.role.end {
-            let (status, trailers) = std::mem::take(&mut **end);
-            return Some(ResponseEvent::End { status, trailers });
+            return Some(std::mem::replace(&mut **end, ResponseEvent::Lost)); // the call is forgotten with it
         }
         self.reader_waits = true;
         None

@@ -64,7 +64,7 @@ pub(super) enum Violation {
     MessageSize { size: u32, limit: u32 },
     #[error("metadata of more than {limit} bytes")]
     MetadataSize { limit: usize },
-    #[error("more than {limit} bytes of the tunnel's calls wait to be read, and this one has most of them")]
+    #[error("more than {limit} bytes wait to be read, and this call has most of them")]
     Held { limit: usize },
     #[error("protocol error: a message began before the one before was complete")]
     Interrupted,

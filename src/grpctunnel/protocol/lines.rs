@@ -44,6 +44,11 @@ impl Line {
         *self = Self::default();
     }
 
+    /// Whether nobody stands in it, gone or not.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.ids.len()

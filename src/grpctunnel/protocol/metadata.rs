@@ -20,6 +20,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// What HTTP/2 counts for each entry beside its text (RFC 9113 §6.5.2).
 const ENTRY: usize = 32;
 
+/// What a text takes beside its bytes, in a vector that has grown; and what a key takes with its place in the map and its vector.
+const TEXT: usize = 64;
+const KEY: usize = 192;
+
 /// What belongs to the transport or to gRPC itself, and never to a call in a tunnel. Coming out of one, `grpc-encoding`
 /// would have messages decompressed that are not compressed, and `grpc-status` would end calls that go on.
 const RESERVED: [&str; 17] = [
@@ -110,6 +114,12 @@ pub(super) fn size(metadata: &Metadata) -> usize {
         values.val.iter().map(|value| value.len() + key.len() + ENTRY).sum::<usize>().max(key.len() + ENTRY)
     });
     sizes.fold(0, usize::saturating_add)
+}
+
+/// What these metadata take of memory, rounded up.
+pub(super) fn memory(metadata: &Metadata) -> usize {
+    let text = |text: &String| TEXT + text.len();
+    metadata.md.iter().map(|(key, values)| KEY + text(key) + values.val.iter().map(text).sum::<usize>()).sum()
 }
 
 fn is_reserved(name: &str) -> bool {

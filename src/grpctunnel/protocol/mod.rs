@@ -21,16 +21,17 @@
 //! # Memory
 //! | what | bound |
 //! |---|---|
-//! | received and not read, of one call | its window ([`Config::window`]), and eight bytes for each message in it |
-//! | the same, of all calls of revision zero, which has no windows | one window; then [`is_overfull`](Server::is_overfull) |
-//! | the same, of all calls | [`Config::max_held`]; then the call that holds most ends with `RESOURCE_EXHAUSTED` |
+//! | received and not read, of one call | its window, and eight bytes for each message in it; and its metadata |
+//! | its window | [`Config::start`]; it grows up to [`Config::window`], as long as the windows of all calls together grow by no more than half of [`Config::max_unread`] |
+//! | metadata of a call, each of request, response headers, and trailers with their status | [`Config::max_metadata`], as HTTP/2 counts; what is kept of them counts as what it takes |
+//! | received and not read, of all calls of revision zero, which has no windows | one window; then [`is_overfull`](Server::is_overfull) |
+//! | received and not read, of all calls | [`Config::max_unread`], if the driver sees to [`unread`](Server::unread) and [`end_most`](Server::end_most), and one frame more |
 //! | written and not sent, of one call | [`Config::max_queued`] and one piece more, if the driver asks `has_room` |
 //! | calls that a server takes at once | [`Config::max_streams`]; more are refused |
-//! | metadata of a call, each of request, response headers and trailers | [`Config::max_metadata`] |
 //! | answers to calls that were refused or given up | 1,024; then [`is_overfull`](Server::is_overfull) |
 //!
-//! A chunk of less than [`receive::SMALL`] is copied, so that it does not keep the carrier's whole buffer; a larger one is
-//! not.
+//! So a peer that keeps to its windows makes this side keep no more than `start` for each call and half of `max_unread`.
+//! What waits to be read is copied, so that it keeps none of the carrier's buffers, which may be much larger.
 
 mod client;
 mod error;
@@ -100,9 +101,11 @@ enum Piece {
 pub(crate) struct Config {
     /// The newest revision to speak; the older ones are spoken, too.
     pub(crate) newest: Revision,
-    /// Bytes that the peer may send on each stream before some of them are read. At least
+    /// Bytes that the peer may send on each stream before some of them are read, when it has grown. At least
     /// [`Revision::minimum_window`] of the newest revision is granted, whatever this says.
     pub(crate) window: u32,
+    /// What of that is granted from the start.
+    pub(crate) start: u32,
     /// Bytes of a message in one frame. A peer with a small window gets smaller ones.
     pub(crate) max_chunk: u32,
     /// Bytes of one received message.
@@ -111,8 +114,9 @@ pub(crate) struct Config {
     pub(crate) max_metadata: usize,
     /// Bytes written and not sent, of one call, from which there is no room for more.
     pub(crate) max_queued: usize,
-    /// Bytes received and not read, of all calls.
-    pub(crate) max_held: usize,
+    /// Bytes received and not read, of all calls, if the tunnel does not [share](Server::share) a bound with others. Half of
+    /// it is what windows may grow by, all together.
+    pub(crate) max_unread: usize,
     /// Calls that a server takes at once. A client has no limit of its own: it knows its callers.
     pub(crate) max_streams: usize,
 }
@@ -122,11 +126,12 @@ impl Default for Config {
         Self {
             newest: Revision::Two,
             window: 1024 * 1024,
+            start: 64 * 1024,
             max_chunk: 64 * 1024,
             max_message: 4 * 1024 * 1024,
             max_metadata: 64 * 1024,
             max_queued: 128 * 1024,
-            max_held: 64 * 1024 * 1024,
+            max_unread: 64 * 1024 * 1024,
             max_streams: 256,
         }
     }

@@ -6,20 +6,17 @@ use bytes::{Bytes, BytesMut};
 
 use super::error::Violation;
 use super::{Piece, Revision};
+use crate::unread::Share;
 
-/// A chunk below this size is copied. A larger one is kept as it is, and with it the buffer in which the carrier received
-/// it, with all that came in there.
-pub(super) const SMALL: usize = 8 * 1024;
+/// Chunks below this size are gathered. All are copied: one that was kept as it came would keep the carrier's whole buffer,
+/// and a peer could see to it that this is a thousand times as large.
+const SMALL: usize = 8 * 1024;
 
 /// As much of small chunks goes into one buffer.
 const GATHERED: usize = 2 * SMALL;
 
 /// What is kept of a message beside its bytes.
 const RUN: usize = size_of::<Run>();
-
-/// No more than this is read and not granted again: a peer that takes every window for one of 64 KiB, as the Python port does,
-/// would wait for ever for the rest.
-const BATCH: u32 = 32 * 1024;
 
 /// So many messages of the same size: a flood of empty ones, which revision one lets through without window, is one run.
 #[derive(Debug)]
@@ -38,10 +35,20 @@ enum Reader {
     Gone,
 }
 
+/// The window of a call: what it begins with, and up to what it may grow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Windows {
+    pub(super) start: u32,
+    pub(super) most: u32,
+}
+
 /// The messages of one direction of a call that were received and not read.
 ///
 /// Every byte of the window is at any time in one of three places: the peer may send it, or it is unread, or it was read
 /// and is owed to the peer.
+///
+/// The window grows with what is granted: by as much again as was read, since who reads can take more, or by what a message
+/// lacks that does not fit, so that it comes in one go. It does as far as the tunnel's [`Share`] has room.
 #[derive(Debug)]
 pub(super) struct Inbox {
     revision: Revision,
@@ -49,8 +56,11 @@ pub(super) struct Inbox {
     window: u32,
     /// What was read, and the peer does not know.
     owed: u32,
-    /// What has to be owed to be worth a frame.
-    batch: u32,
+    /// All of the window, and its bounds.
+    size: u32,
+    windows: Windows,
+    /// A message has begun that is larger than what the peer may send, and was not seen to.
+    short: bool,
     max_message: u32,
     reader: Reader,
     /// The peer will send more, if it may.
@@ -66,13 +76,15 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// For a peer to which `window` bytes were granted.
-    pub(super) fn new(revision: Revision, window: u32, max_message: u32) -> Self {
+    /// For a peer to which `windows.start` bytes were granted.
+    pub(super) fn new(revision: Revision, windows: Windows, max_message: u32) -> Self {
         Self {
             revision,
-            window,
+            window: windows.start,
             owed: 0,
-            batch: (window / 4).clamp(1, BATCH),
+            size: windows.start,
+            windows,
+            short: false,
             max_message,
             reader: Reader::Reads,
             more: true,
@@ -97,6 +109,7 @@ impl Inbox {
             return Err(Violation::MessageSize { size, limit: self.max_message });
         }
         self.missing = missing;
+        self.short = self.reader == Reader::Reads && self.wanted_for_message() > 0;
         match self.reader {
             Reader::Reads => self.keep(size, data),
             Reader::Discards => self.owe(cost + self.revision.overhead()),
@@ -172,16 +185,37 @@ impl Inbox {
         self.owe(len + overhead);
     }
 
-    /// Whether the peer has to be told what was read: there is a batch of it, or the peer cannot send without.
+    /// Whether the peer has to be granted some: a batch was read, or the peer cannot send without, or a message does not fit.
     pub(super) fn is_owing(&self) -> bool {
-        self.more && self.owed > 0 && (self.owed >= self.batch || self.window <= self.revision.overhead())
+        let batch = self.owed >= (self.size / 4).max(1) || self.window <= self.revision.overhead();
+        self.more && (self.owed > 0 && batch || self.short)
     }
 
-    /// What was read since the last time.
-    pub(super) fn take_owed(&mut self) -> u32 {
-        let owed = std::mem::take(&mut self.owed);
-        self.window += owed;
-        owed
+    /// What was read since the last time, and what the window grows by. It may be nothing.
+    pub(super) fn take_owed(&mut self, share: &mut Share) -> u32 {
+        let wanted = if self.reader == Reader::Reads { self.owed.max(self.wanted_for_message()) } else { 0 };
+        let growth = share.promise(wanted.min(self.windows.most - self.size));
+        let granted = std::mem::take(&mut self.owed) + growth;
+        self.size += growth;
+        self.window += granted;
+        self.short = false;
+        granted
+    }
+
+    /// What the message that is being received needs beyond what the peer may send, as far as the window may grow.
+    fn wanted_for_message(&self) -> u32 {
+        let lacks = self.missing.saturating_sub(self.window + self.owed);
+        if self.revision == Revision::Zero { 0 } else { lacks.min(self.windows.most - self.size) }
+    }
+
+    /// What of the window's growth the peer can still make this side hold, or has.
+    pub(super) fn grown(&self) -> usize {
+        let most = match self.reader {
+            Reader::Reads if self.more => self.size as usize,
+            Reader::Reads => self.bytes.len().min(self.size as usize),
+            Reader::Discards | Reader::Gone => 0,
+        };
+        most.saturating_sub(self.windows.start as usize)
     }
 
     /// The message that is being received is not complete.
@@ -224,7 +258,7 @@ impl Inbox {
     }
 }
 
-/// A queue of bytes that does not copy large pieces and does not keep small ones apart.
+/// A queue of bytes that keeps nothing but these, and does not keep small pieces apart.
 #[derive(Debug, Default)]
 struct Rope {
     pieces: VecDeque<Bytes>,
@@ -238,7 +272,7 @@ impl Rope {
         self.len += data.len();
         if data.len() >= SMALL {
             self.close();
-            self.pieces.push_back(data);
+            self.pieces.push_back(Bytes::copy_from_slice(&data));
         } else if !data.is_empty() {
             if self.gathered.len() + data.len() > GATHERED {
                 self.close();
@@ -280,21 +314,24 @@ mod tests {
 
     use super::*;
 
+    fn fixed(window: u32) -> Windows {
+        Windows { start: window, most: window }
+    }
+
     #[test]
-    fn large_chunk_is_handed_on_as_it_came_and_a_small_one_is_copied() {
-        for (len, copied) in [(SMALL, false), (SMALL - 1, true)] {
-            let mut inbox = Inbox::new(Revision::One, 100_000, 100_000);
-            let data = Bytes::from(vec![1; len]);
-            inbox.begin(len as u32, data.clone()).unwrap();
-            let Some(Piece::First { data: read, .. }) = inbox.next() else { panic!("no message") };
-            assert_eq!(read, data);
-            assert_eq!(read.as_ptr() != data.as_ptr(), copied);
+    fn chunk_does_not_keep_the_buffer_in_which_it_came() {
+        for len in [1, SMALL - 1, SMALL, 10 * SMALL] {
+            let mut inbox = Inbox::new(Revision::One, fixed(100_000), 100_000);
+            let buffer = Bytes::from(vec![1; 1 << 20]);
+            inbox.begin(len as u32, buffer.slice(..len)).unwrap();
+            assert!(buffer.is_unique(), "{len}");
+            assert_eq!(inbox.next(), Some(Piece::First { size: len as u32, data: buffer.slice(..len) }));
         }
     }
 
     #[test]
     fn many_small_chunks_take_no_more_than_their_bytes() {
-        let mut inbox = Inbox::new(Revision::One, 100_000, 100_000);
+        let mut inbox = Inbox::new(Revision::One, fixed(100_000), 100_000);
         inbox.begin(100_000, Bytes::new()).unwrap();
         for _ in 0..100_000 {
             inbox.go_on(Bytes::from_static(b"x")).unwrap();
@@ -305,7 +342,7 @@ mod tests {
 
     #[test]
     fn size_alone_takes_no_memory() {
-        let mut inbox = Inbox::new(Revision::Two, 100, u32::MAX);
+        let mut inbox = Inbox::new(Revision::Two, fixed(100), u32::MAX);
         inbox.begin(1 << 31, Bytes::new()).unwrap();
         assert_eq!(inbox.held(), RUN);
         assert_eq!(inbox.next(), Some(Piece::First { size: 1 << 31, data: Bytes::new() }));

@@ -9,8 +9,8 @@ use super::{Piece, Revision, SendError};
 /// What a piece costs beside its bytes. Without it empty messages would wait in any number.
 const PIECE: usize = 64;
 
-/// A quarter of a window goes into one chunk, so that the peer can grant some while more is under way; but chunks are not
-/// made smaller than this for it.
+/// A quarter of the largest window that there was goes into one chunk, so that the peer can grant some while more is under
+/// way; but chunks are not made smaller than this for it.
 const SMALL_CHUNK: u32 = 1024;
 
 /// What the writer has written at once, or what is left of it.
@@ -27,7 +27,9 @@ pub(super) struct Outbox {
     revision: Revision,
     /// Bytes that may be sent. Go adds up 32 bits and lets them overflow; nobody who is granted that much minds the rest.
     window: u64,
+    /// The largest chunk at all, and the largest for the peer's window.
     max_chunk: u32,
+    chunk: u32,
     pieces: VecDeque<Written>,
     queued: usize,
     /// The size of a message that was begun and has no data yet.
@@ -39,11 +41,13 @@ pub(super) struct Outbox {
 impl Outbox {
     /// For a peer that has granted `window` bytes.
     pub(super) fn new(revision: Revision, window: u32, max_chunk: u32) -> Self {
+        let max_chunk = max_chunk.max(1);
         let fit = if revision == Revision::Zero { u32::MAX } else { (window / 4).max(SMALL_CHUNK) };
         Self {
             revision,
             window: window.into(),
-            max_chunk: max_chunk.min(fit).max(1),
+            max_chunk,
+            chunk: max_chunk.min(fit),
             pieces: VecDeque::new(),
             queued: 0,
             begun: None,
@@ -91,6 +95,8 @@ impl Outbox {
     /// The peer has granted `bytes` more.
     pub(super) fn grant(&mut self, bytes: u32) {
         self.window = self.window.saturating_add(bytes.into());
+        let fit = u32::try_from(self.window / 4).unwrap_or(u32::MAX);
+        self.chunk = self.chunk.max(fit.min(self.max_chunk));
     }
 
     /// Whether there is something to send, and window enough to send at least one byte of it: a peer that grants in batches
@@ -113,7 +119,7 @@ impl Outbox {
         }
         let next = self.pieces.front_mut()?;
         let begins = next.begins.take();
-        let mut len = next.data.len().min(self.max_chunk as usize);
+        let mut len = next.data.len().min(self.chunk as usize);
         if self.revision != Revision::Zero {
             let overhead = begins.map_or(0, |_| self.revision.overhead().into());
             let left = self.window.saturating_sub(overhead);

@@ -1,6 +1,7 @@
 //! The tunnel server: it answers calls.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
@@ -17,6 +18,7 @@ use crate::grpctunnel::proto::{
     ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
     client_to_server::Frame as ClientFrame, server_to_client::Frame as ServerFrame,
 };
+use crate::unread::{Share, Unread};
 
 /// Answers to calls that were refused or given up which may wait for the carrier. A client that makes calls faster than it
 /// reads what becomes of them is not read meanwhile.
@@ -95,16 +97,9 @@ enum HalfClose {
     Read,
 }
 
-impl Call {
-    fn can_close(&self) -> bool {
-        self.close.is_some() && !self.held
-    }
-}
-
 impl Role for Call {
     fn is_due(stream: &Stream<Self>) -> bool {
-        let Stream { role, outbox, inbox, .. } = stream;
-        matches!(role.headers, Headers::Due(_)) || inbox.is_owing() || role.can_close() && outbox.is_empty()
+        matches!(stream.role.headers, Headers::Due(_)) || stream.inbox.is_owing() || stream.can_end()
     }
 
     fn has_event(stream: &Stream<Self>) -> bool {
@@ -138,7 +133,7 @@ impl Server {
                 let newest = streams.config.newest;
                 let settings = Settings {
                     supported_protocol_revisions: Revision::up_to(newest),
-                    initial_window_size: streams.config.window,
+                    initial_window_size: streams.config.start,
                 };
                 (Some(settings), newest)
             }
@@ -170,7 +165,7 @@ impl Server {
             frame => frame,
         };
         // A frame of a call that is over has been under way for a while, and is passed over.
-        let result = self.streams.with(id, |stream| match frame {
+        let result = self.streams.with(id, |stream, _| match frame {
             Some(ClientFrame::RequestMessage(MessageData { size, data })) => {
                 stream.arrives(|inbox| inbox.begin(size, data))
             }
@@ -188,19 +183,40 @@ impl Server {
             Some(Err(None)) => self.end(id, Status::new(Code::Cancelled, "the caller has given up")),
             _ => {}
         }
-        while let Some(hog) = self.streams.hog() {
-            self.end(hog, Violation::Held { limit: self.streams.config.max_held }.status(Code::InvalidArgument));
-        }
         Ok(())
+    }
+
+    /// From now on what is unread counts together with that of others.
+    pub(crate) fn share(&mut self, unread: Arc<Unread>) {
+        self.streams.share(unread);
+    }
+
+    /// What is unread, and how much that may be. While it is more, the carrier is not to be read; but readers may never come
+    /// to it, so that after a moment calls have to be [ended](Self::end_most).
+    pub(crate) fn unread(&self) -> &Arc<Unread> {
+        self.streams.unread()
+    }
+
+    /// What the call holds that holds most.
+    pub(crate) fn most(&self) -> usize {
+        self.streams.most().map_or(0, |(_, held)| held)
+    }
+
+    /// Ends that call.
+    pub(crate) fn end_most(&mut self) {
+        if let Some((id, _)) = self.streams.most() {
+            self.end(id, Violation::Held { limit: self.unread().limit() }.status(Code::InvalidArgument));
+        }
     }
 
     fn begin(&mut self, id: StreamId, stream: NewStream) {
         match self.check(id, stream) {
             Ok((call, revision, window)) => {
+                let memory = metadata::memory(&call.metadata) + call.path.as_str().len();
                 let (half_close, headers) = (HalfClose::Awaited, Headers::Awaited);
                 let begun = Some(Box::new(call));
                 let call = Call { begun, headers, messages: 0, half_close, close: None, held: false };
-                self.streams.insert(id, revision, window, call);
+                self.streams.insert(id, revision, window, call, memory);
                 self.begun.push(id);
             }
             Err(status) => self.answers.push_back((id, status)),
@@ -264,13 +280,13 @@ impl Server {
         while let Some(id) = self.streams.next_due() {
             if let Some(frame) = self.streams.with(id, Stream::next_frame).flatten() {
                 if matches!(frame, ServerFrame::CloseStream(_)) {
-                    self.streams.remove(id, false);
+                    self.streams.remove(id, true);
                 }
                 return Some(ServerToClient { stream_id: id.0, frame: Some(frame) });
             }
         }
         while let Some(id) = self.streams.next_ready() {
-            let frame = match self.streams.with(id, |stream| stream.outbox.next()).flatten() {
+            let frame = match self.streams.with(id, |stream, _| stream.outbox.next()).flatten() {
                 Some(Piece::First { size, data }) => ServerFrame::ResponseMessage(MessageData { size, data }),
                 Some(Piece::More(data)) => ServerFrame::MoreResponseData(data),
                 None => continue,
@@ -291,10 +307,19 @@ impl Server {
         self.streams.next_woken()
     }
 
+    /// Whether there may be one.
+    pub(crate) fn has_calls_to_accept(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
     /// A call that was begun. One that was given up before it was taken is not told of.
     pub(crate) fn accept(&mut self) -> Option<NewCall> {
         while let Some(id) = self.begun.pop() {
-            if let Some(call) = self.streams.with(id, |stream| stream.role.begun.take()).flatten() {
+            let accepted = self.streams.with(id, |stream, _| {
+                stream.metadata = 0;
+                stream.role.begun.take()
+            });
+            if let Some(call) = accepted.flatten() {
                 return Some(*call);
             }
             self.begun.skipped();
@@ -304,7 +329,7 @@ impl Server {
 
     /// The next that the handler gets. None: not yet; a [`Woken`] will say when.
     pub(crate) fn poll_event(&mut self, id: StreamId) -> Option<RequestEvent> {
-        self.streams.with(id, Stream::next_event).unwrap_or(Some(RequestEvent::Cancelled))
+        self.streams.with(id, |stream, _| stream.next_event()).unwrap_or(Some(RequestEvent::Cancelled))
     }
 
     /// Whether nobody waits for the handler any more; a [`Woken`] says when it comes to that.
@@ -314,7 +339,7 @@ impl Server {
 
     /// The handler does not read the rest: what comes is dropped, so that the caller can go on sending.
     pub(crate) fn discard(&mut self, id: StreamId) {
-        self.streams.with(id, |stream| stream.inbox.discard());
+        self.streams.with(id, |stream, _| stream.inbox.discard());
     }
 
     /// Sends the response's headers, once; without this call empty ones go before the first message.
@@ -361,7 +386,7 @@ impl Server {
         id: StreamId,
         act: impl FnOnce(&mut Stream<Call>) -> Result<(), SendError>,
     ) -> Result<(), SendError> {
-        let result = self.streams.with(id, |stream| match stream.role.close {
+        let result = self.streams.with(id, |stream, _| match stream.role.close {
             None => act(stream),
             Some(_) => Err(SendError::Over),
         });
@@ -370,7 +395,7 @@ impl Server {
 
     /// The handler is done. What it has written is sent first. An OK in the middle of a message becomes `INTERNAL`.
     pub(crate) fn close(&mut self, id: StreamId, status: Status, trailers: Metadata) -> Closing {
-        let held = self.streams.with(id, |stream| {
+        let held = self.streams.with(id, |stream, _| {
             stream.close(status, trailers);
             stream.role.held
         });
@@ -379,7 +404,7 @@ impl Server {
 
     /// What was [held](Closing::Held) is sent.
     pub(crate) fn release(&mut self, id: StreamId) {
-        self.streams.with(id, |stream| stream.role.held = false);
+        self.streams.with(id, |stream, _| stream.role.held = false);
     }
 
     /// Ends a call at once, and drops what was written and not sent: a handler that panicked, a deadline that has passed.
@@ -466,18 +491,23 @@ impl Stream<Call> {
     }
 
     /// The frame that goes before data, if there is one; the end after all data.
-    fn next_frame(&mut self) -> Option<ServerFrame> {
+    fn next_frame(&mut self, share: &mut Share) -> Option<ServerFrame> {
         if matches!(self.role.headers, Headers::Due(_)) {
             let Headers::Due(headers) = std::mem::replace(&mut self.role.headers, Headers::Sent) else { return None };
             return Some(ServerFrame::ResponseHeaders(headers));
         }
-        if self.inbox.is_owing() {
-            return Some(ServerFrame::WindowUpdate(self.inbox.take_owed()));
+        if let Some(bytes) = self.take_owed(share) {
+            return Some(ServerFrame::WindowUpdate(bytes));
         }
-        if self.role.can_close() && self.outbox.is_empty() {
+        if self.can_end() {
             return self.role.close.take().map(|close| ServerFrame::CloseStream(*close));
         }
         None
+    }
+
+    /// The end goes after all data.
+    fn can_end(&self) -> bool {
+        self.role.close.is_some() && !self.role.held && self.outbox.is_empty()
     }
 
     fn next_event(&mut self) -> Option<RequestEvent> {

@@ -7,6 +7,9 @@ use tonic::Code;
 
 use crate::grpctunnel::proto::Status;
 
+/// What a detail takes beside its bytes, in a vector that has grown.
+const DETAIL: usize = 192;
+
 impl Status {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), details: Vec::new() }
@@ -18,6 +21,19 @@ impl Status {
 
     pub(crate) fn code(&self) -> Code {
         Code::from_i32(self.code)
+    }
+
+    /// What it takes of memory, rounded up.
+    pub(super) fn memory(&self) -> usize {
+        let details = self.details.iter().map(|detail| DETAIL + detail.type_url.len() + detail.value.len());
+        self.message.len() + details.sum::<usize>()
+    }
+
+    /// It is to wait for a reader, so it must not keep the buffer in which the carrier received it.
+    pub(super) fn keep(&mut self) {
+        for detail in &mut self.details {
+            detail.value = Bytes::copy_from_slice(&detail.value);
+        }
     }
 
     /// Reads `grpc-status`, `grpc-message` and `grpc-status-details-bin`. None without the first of them. Details that are

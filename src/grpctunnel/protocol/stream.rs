@@ -1,11 +1,13 @@
 //! The calls of one tunnel, and which of them have something to do. What both roles have in common.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use super::lines::Line;
-use super::receive::Inbox;
+use super::receive::{Inbox, Windows};
 use super::send::Outbox;
 use super::{Config, Revision, StreamId};
+use crate::unread::{Share, Unread};
 
 /// A call that has something to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +44,23 @@ pub(super) struct Stream<R> {
     /// It is in this line.
     in_due: bool,
     in_ready: bool,
-    /// What it takes of what is held in all.
+    /// What its metadata take that have come and were not read.
+    pub(super) metadata: usize,
+    /// What it takes of what is held in all, of that what has no window, and of what was promised in all.
     held: usize,
+    unwindowed: usize,
+    grown: usize,
 }
 
-/// The calls of one tunnel. Nothing here looks at all of them, but what ends the tunnel, and what finds out who holds most
-/// when too much is held.
+impl<R> Stream<R> {
+    /// What is to be granted to the peer now, if something is.
+    pub(super) fn take_owed(&mut self, share: &mut Share) -> Option<u32> {
+        let bytes = if self.inbox.is_owing() { self.inbox.take_owed(share) } else { 0 };
+        (bytes > 0).then_some(bytes)
+    }
+}
+
+/// The calls of one tunnel. Nothing here looks at all of them, but what ends the tunnel, and what finds out who holds most.
 #[derive(Debug)]
 pub(super) struct Streams<R> {
     pub(super) config: Config,
@@ -57,30 +70,42 @@ pub(super) struct Streams<R> {
     /// Those that have data and window.
     ready: Line,
     woken: VecDeque<StreamId>,
-    held: usize,
-    /// What calls of revision zero hold of it.
+    share: Share,
+    /// What calls of revision zero hold of it, metadata aside.
     unwindowed: usize,
 }
 
 impl<R: Role> Streams<R> {
     pub(super) fn new(mut config: Config) -> Self {
         config.window = config.window.max(config.newest.minimum_window());
+        config.start = config.start.max(config.newest.minimum_window()).min(config.window);
+        let share = Share::new(Arc::new(Unread::new(config.max_unread)));
         Self {
             config,
             streams: HashMap::new(),
             due: Line::default(),
             ready: Line::default(),
             woken: VecDeque::new(),
-            held: 0,
+            share,
             unwindowed: 0,
         }
     }
 
-    /// Adds a call whose peer has granted `window` bytes.
-    pub(super) fn insert(&mut self, id: StreamId, revision: Revision, window: u32, role: R) {
+    /// From now on counts together with others.
+    pub(super) fn share(&mut self, unread: Arc<Unread>) {
+        self.share.move_to(unread);
+    }
+
+    pub(super) fn unread(&self) -> &Arc<Unread> {
+        self.share.unread()
+    }
+
+    /// Adds a call whose peer has granted `window` bytes, and whose metadata take `metadata`.
+    pub(super) fn insert(&mut self, id: StreamId, revision: Revision, window: u32, role: R, metadata: usize) {
+        let Config { start, window: most, max_message, max_chunk, .. } = self.config;
         let stream = Stream {
-            outbox: Outbox::new(revision, window, self.config.max_chunk),
-            inbox: Inbox::new(revision, self.config.window, self.config.max_message),
+            outbox: Outbox::new(revision, window, max_chunk),
+            inbox: Inbox::new(revision, Windows { start, most }, max_message),
             role,
             reader_waits: false,
             revision,
@@ -89,23 +114,31 @@ impl<R: Role> Streams<R> {
             wakes_writer: false,
             in_due: false,
             in_ready: false,
+            metadata,
             held: 0,
+            unwindowed: 0,
+            grown: 0,
         };
         self.streams.insert(id, stream);
-        self.with(id, |_| ());
+        self.with(id, |_, _| ());
     }
 
     /// Does something to a call, and sees to what follows from it: who is to be woken, and in which lines the call stands.
-    pub(super) fn with<T>(&mut self, id: StreamId, act: impl FnOnce(&mut Stream<R>) -> T) -> Option<T> {
+    pub(super) fn with<T>(&mut self, id: StreamId, act: impl FnOnce(&mut Stream<R>, &mut Share) -> T) -> Option<T> {
         let stream = self.streams.get_mut(&id)?;
-        let result = act(stream);
+        let result = act(stream, &mut self.share);
 
-        let held = stream.inbox.held();
-        self.held = self.held - stream.held + held;
-        if stream.revision == Revision::Zero {
-            self.unwindowed = self.unwindowed - stream.held + held;
-        }
+        let (received, grown) = (stream.inbox.held(), stream.inbox.grown());
+        let held = received + stream.metadata;
+        self.share.update(stream.held, held);
         stream.held = held;
+        if stream.revision == Revision::Zero {
+            self.unwindowed = self.unwindowed - stream.unwindowed + received;
+            stream.unwindowed = received;
+        }
+        // What it grows by, it has been promised when it asked.
+        self.share.take_back(stream.grown.saturating_sub(grown));
+        stream.grown = grown;
 
         if !stream.in_due && R::is_due(stream) {
             stream.in_due = true;
@@ -141,10 +174,9 @@ impl<R: Role> Streams<R> {
     /// Forgets a call. Whoever waits for it is woken, and if `tell` the driver hears of it in any case.
     pub(super) fn remove(&mut self, id: StreamId, tell: bool) -> Option<Stream<R>> {
         let stream = self.streams.remove(&id)?;
-        self.held -= stream.held;
-        if stream.revision == Revision::Zero {
-            self.unwindowed -= stream.held;
-        }
+        self.share.update(stream.held, 0);
+        self.share.take_back(stream.grown);
+        self.unwindowed -= stream.unwindowed;
         if stream.in_due {
             self.due.leave(|id| self.streams.contains_key(&id));
         }
@@ -207,12 +239,9 @@ impl<R: Role> Streams<R> {
         self.unwindowed > 0 && self.unwindowed >= self.config.window as usize
     }
 
-    /// If too much is held in all, who holds most.
-    pub(super) fn hog(&self) -> Option<StreamId> {
-        if self.held <= self.config.max_held {
-            return None;
-        }
-        self.streams.iter().max_by_key(|(_, stream)| stream.held).map(|(id, _)| *id)
+    /// Who holds most, and how much that is.
+    pub(super) fn most(&self) -> Option<(StreamId, usize)> {
+        self.streams.iter().map(|(id, stream)| (*id, stream.held)).max_by_key(|(_, held)| *held)
     }
 
     /// The tunnel has ended: nothing is sent any more. These are the calls.
@@ -232,7 +261,12 @@ impl<R: Role> Streams<R> {
 
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        self.held
+        self.share.held()
+    }
+
+    #[cfg(test)]
+    pub(super) fn promised(&self) -> usize {
+        self.share.promised()
     }
 
     /// How many stand in the lines, gone or not.

@@ -279,7 +279,7 @@ impl World {
                         }
                     }
                     Ok(Offer::Repeated) => assert!(self.is_ready(tunnel.id)),
-                    Ok(Offer::Contested { rivals, reason }) => {
+                    Ok(Offer::Contested(Contest { rivals, reason })) => {
                         assert!(self.policy == TunnelPolicy::Reject || reason.contains("another key"), "{reason}");
                         assert!(!rivals.is_empty());
                         assert!(!self.is_ready(tunnel.id));

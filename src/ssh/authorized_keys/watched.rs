@@ -4,16 +4,13 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::ssh::authorized_keys::AuthorizedKeysError;
+use crate::stamp::Stamp;
 
 /// The largest file, in bytes: about 150,000 keys.
 pub(super) const MAX_FILE: u64 = 16 * 1024 * 1024;
-
-/// How long a file must have been left alone before its times tell versions apart. Some file systems count in steps of
-/// two seconds (FAT), the others in steps of a clock tick.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// One file and what was last read from it.
 #[derive(Debug)]
@@ -44,16 +41,6 @@ struct Version<T> {
     /// Whether an equal stamp proves that the file is the same.
     settled: bool,
     value: Arc<T>,
-}
-
-/// What changes when a file does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    len: u64,
-    /// Device, inode, and time of the last change of content, mode or name, which nobody can set back.
-    #[cfg(unix)]
-    inode: (u64, u64, i64, i64),
 }
 
 impl<T> Watched<T> {
@@ -122,7 +109,7 @@ impl<T> Watched<T> {
             return Err(AuthorizedKeysError::TooLarge { path: self.path.clone() });
         }
         let value = Arc::new(parse(&text, known.as_ref().map(|known| &*known.value))?);
-        Ok(Arc::new(Version { settled: stamp.settled(now), stamp, value }))
+        Ok(Arc::new(Version { settled: stamp.is_settled(now), stamp, value }))
     }
 
     fn examine(&self, metadata: &Metadata) -> Result<Stamp, AuthorizedKeysError> {
@@ -140,7 +127,7 @@ impl<T> Watched<T> {
         if metadata.len() > MAX_FILE {
             return Err(AuthorizedKeysError::TooLarge { path: self.path.clone() });
         }
-        Ok(Stamp::new(metadata))
+        Ok(Stamp::of(metadata))
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -149,35 +136,10 @@ impl<T> Watched<T> {
     }
 }
 
-impl Stamp {
-    fn new(metadata: &Metadata) -> Self {
-        #[cfg(unix)]
-        use std::os::unix::fs::MetadataExt;
-        Self {
-            modified: metadata.modified().ok(),
-            len: metadata.len(),
-            #[cfg(unix)]
-            inode: (metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Whether the file was left alone long enough for a later change to show in the stamp.
-    fn settled(&self, now: SystemTime) -> bool {
-        let settled = |changed: SystemTime| now.duration_since(changed).is_ok_and(|age| age >= SETTLED);
-        #[cfg(unix)]
-        let inode_settled = {
-            let seconds = Duration::from_secs(u64::try_from(self.inode.2).unwrap_or_default() + 1);
-            settled(SystemTime::UNIX_EPOCH + seconds)
-        };
-        #[cfg(not(unix))]
-        let inode_settled = true;
-        inode_settled && self.modified.is_some_and(settled)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::time::Duration;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::*;
 use crate::grpctunnel::proto::{
-    ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
+    ClientToServer, CloseStream, Detail, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
     client_to_server::Frame as ClientFrame, metadata::Values, server_to_client::Frame as ServerFrame,
 };
 
@@ -197,13 +197,14 @@ impl Client {
     fn read(&mut self, id: StreamId) -> Vec<String> {
         let mut events = Vec::new();
         while let Some(event) = self.poll_event(id) {
-            let over = matches!(event, ResponseEvent::End { .. });
+            let over = matches!(event, ResponseEvent::End { .. } | ResponseEvent::Lost);
             events.push(match event {
                 ResponseEvent::Headers(headers) => format!("headers {:?}", headers.md.keys().collect::<Vec<_>>()),
                 ResponseEvent::Message { size, data } => format!("message {} of {size}", data.len()),
                 ResponseEvent::More(data) => format!("more {}", data.len()),
                 ResponseEvent::End { status, .. } if status.is_ok() => "end OK".into(),
                 ResponseEvent::End { status, .. } => format!("end {}", show_status(Some(&status))),
+                ResponseEvent::Lost => "lost".into(),
             });
             if over {
                 break;

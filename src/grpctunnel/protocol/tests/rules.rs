@@ -40,7 +40,7 @@ fn client_waits_for_settings() {
     client.take([s::settings(-1, &[0, 1, 1000], 77)]);
     assert_eq!(client.revision(), Some(Revision::One));
     client.call();
-    assert_eq!(client.sent(), ["1 new /test.Echo/Call revision 1 window 1048576"]);
+    assert_eq!(client.sent(), ["1 new /test.Echo/Call revision 1 window 65536"]);
 }
 
 #[test]
@@ -358,7 +358,7 @@ fn any_split_is_taken() {
 
 #[test]
 fn chunk_of_the_whole_window_is_taken() {
-    let mut server = server_with(Config { window: 100_005, ..Config::default() });
+    let mut server = server_with(Config { window: 100_005, start: 100_005, ..Config::default() });
     server.take([c::call(1), c::message(1, 100_000, 100_000)]);
     assert_eq!(server.read(1), ["message 100000 of 100000"]);
 }
@@ -565,7 +565,82 @@ fn window_may_be_granted_beyond_32_bits() {
     let (mut client, id) = client_in_call();
     client.take((0..3).map(|_| s::update(1, u32::MAX)));
     client.send(id, data(3000)).unwrap();
-    assert_eq!(client.sent().len(), 3, "chunks of 1 KiB, as its first window was small");
+    assert_eq!(client.sent().len(), 1);
+}
+
+#[test]
+fn chunks_become_larger_with_the_window_and_stay_so() {
+    let (mut client, id) = client_in_call();
+    client.take([s::update(1, 9005)]);
+    client.send(id, data(2000)).unwrap();
+    client.send(id, data(8000)).unwrap();
+    let expected = ["1 message 2000 of 2000", "1 message 2501 of 8000", "1 more 2501", "1 more 2501", "1 more 492"];
+    assert_eq!(client.sent(), expected, "a quarter of 10,005 at most");
+    let (mut client, id) = client_in_call();
+    client.send(id, data(995)).unwrap();
+    client.sent();
+    client.take([s::update(1, 3000)]);
+    client.send(id, data(2000)).unwrap();
+    assert_eq!(client.sent(), ["1 message 1024 of 2000", "1 more 976"], "but 1 KiB is not too much");
+}
+
+/// A server whose calls begin with 100 bytes and may grow to 1,000, out of half of `max_unread`.
+fn growing(max_unread: usize) -> Server {
+    server_with(Config { start: 100, window: 1000, max_unread, ..Config::default() })
+}
+
+#[test]
+fn who_reads_is_granted_as_much_again_until_the_window_is_whole() {
+    let mut server = growing(1 << 20);
+    let mut granted = 100;
+    server.take([c::call_with(1, METHOD, 1, 1000)]);
+    for expected in [200, 400, 800, 1000, 1000] {
+        server.take([c::message(1, granted, granted as usize)]);
+        assert!(server.sent().is_empty(), "nothing was read");
+        server.read(1);
+        assert_eq!(server.sent(), [format!("1 update {expected}")]);
+        granted = expected;
+    }
+    assert_eq!(server.streams().promised(), 900);
+    server.take([c::message(1, 700, 700), c::half_close(1)]);
+    assert_eq!(server.streams().promised(), 600, "of what the peer has sent, that which is beyond the start");
+    server.read(1);
+    assert_eq!(server.streams().promised(), 0);
+}
+
+#[test]
+fn message_that_does_not_fit_is_let_in_at_once() {
+    let mut server = growing(1 << 20);
+    server.take([c::call_with(1, METHOD, 1, 1000), c::message(1, 450, 20)]);
+    assert_eq!(server.sent(), ["1 update 350"], "80 were left");
+    assert!(server.sent().is_empty(), "once");
+    server.take([c::more(1, 430), c::call_with(2, METHOD, 1, 1000), c::message(2, 5000, 20)]);
+    assert_eq!(server.sent(), ["2 update 900"], "no more than the whole window");
+}
+
+#[test]
+fn windows_grow_no_more_than_there_is_room_for_and_the_room_comes_back() {
+    let mut server = growing(16 * 900);
+    server.take((1..=3).flat_map(|id| [c::call_with(id, METHOD, 1, 1000), c::message(id, 5000, 100)]));
+    assert_eq!(server.sent(), ["1 update 900", "2 update 787", "3 update 689"], "an eighth of what is left");
+    assert_eq!(server.streams().promised(), 900 + 787 + 689);
+    server.take([c::cancel(1)]);
+    server.refuse(StreamId(2), ok());
+    assert_eq!(server.streams().promised(), 689);
+    server.discard(StreamId(3));
+    assert_eq!(server.streams().promised(), 0, "what is dropped as it comes takes no memory");
+}
+
+#[test]
+fn without_any_room_calls_go_on_with_what_they_began_with() {
+    let mut server = growing(0);
+    server.take([c::call_with(1, METHOD, 1, 1000), c::message(1, 1000, 100)]);
+    assert!(server.sent().is_empty());
+    for _ in 0..9 {
+        server.read(1);
+        assert_eq!(server.sent(), ["1 update 100"]);
+        server.take([c::more(1, 100)]);
+    }
 }
 
 #[test]
@@ -807,6 +882,51 @@ fn caller_that_sends_on_after_an_early_end_is_not_held_up() {
     assert_eq!(server.sent(), ["1 update 95"]);
 }
 
+/// An update was due, and is not any more: what is due then is looked at anew.
+#[test]
+fn end_does_not_overtake_data_that_wait_for_window() {
+    let mut server = server();
+    server.take([c::call_with(1, METHOD, 2, 10)]);
+    server.send(StreamId(1), data(50)).unwrap();
+    assert_eq!(server.sent(), ["1 headers []", "1 message 5 of 50"]);
+    server.take([c::message(1, 90, 90)]);
+    server.close(StreamId(1), Status::new(Code::Aborted, "x"), no_metadata());
+    server.take([c::half_close(1)]);
+    assert!(server.sent().is_empty(), "45 bytes of the message are to come before the end");
+    server.take([c::update(1, 44)]);
+    assert_eq!(server.sent(), ["1 more 44"]);
+    server.take([c::update(1, 1)]);
+    assert_eq!(server.sent(), ["1 more 1", "1 close Aborted `x`"]);
+}
+
+#[test]
+fn half_close_does_not_overtake_data_that_wait_for_window() {
+    let mut client = client_with(Config { window: 100, ..Config::default() });
+    let id = client.call();
+    client.send(id, data(1500)).unwrap();
+    client.half_close(id).unwrap();
+    assert_eq!(client.sent()[1..], ["1 message 995 of 1500"]);
+    client.take([s::message(1, 90, 90)]);
+    client.read(id);
+    assert_eq!(client.sent(), ["1 update 95"], "and not the end, though the call has something to say");
+    client.take([s::update(1, 504)]);
+    assert_eq!(client.sent(), ["1 more 504"]);
+    client.take([s::update(1, 1)]);
+    assert_eq!(client.sent(), ["1 more 1", "1 half-close"]);
+}
+
+#[test]
+fn driver_is_told_when_the_end_of_a_call_was_sent() {
+    let mut server = server();
+    server.take([c::call(1)]);
+    let id = server.accept().unwrap().id;
+    server.close(id, Status::new(Code::Aborted, "x"), no_metadata());
+    assert!(!server.is_over(id) && server.woken().is_empty());
+    server.sent();
+    assert!(server.is_over(id));
+    assert_eq!(server.woken(), [Woken { id, reader: true, writer: true }]);
+}
+
 #[test]
 fn what_is_wrong_with_a_request_that_was_answered_does_not_spoil_the_answer() {
     for frame in [c::message(1, 1, 2), c::more(1, 50), c::message(1, 5000, 5000), c::half_close(1)] {
@@ -836,6 +956,7 @@ fn reader_that_outlives_its_handler_is_told_of_the_end() {
 fn discarded_request_is_granted_again() {
     let mut server = server();
     server.take([c::call(1), c::message(1, 80, 40)]);
+    assert!(server.accept().is_some());
     server.discard(StreamId(1));
     assert_eq!((server.sent(), server.streams().held()), (vec!["1 update 45".to_owned()], 0));
     server.take([c::more(1, 40), c::half_close(1)]);
@@ -859,10 +980,10 @@ fn lost_tunnel_ends_every_call_after_what_had_come() {
     assert!(client.was_sent(first) && !client.was_sent(second));
     client.take([s::message(1, 1, 1)]);
     assert_eq!(client.read(second), Vec::<String>::new());
-    client.close(&Status::new(Code::Unavailable, "the tunnel is lost"));
+    client.close();
     assert_eq!(client.woken(), [Woken { id: second, reader: true, writer: false }]);
-    assert_eq!(client.read(first), ["headers []", "message 1 of 1", "end Unavailable `the tunnel is lost`"]);
-    assert_eq!(client.read(second), ["end Unavailable `the tunnel is lost`"]);
+    assert_eq!(client.read(first), ["headers []", "message 1 of 1", "lost"]);
+    assert_eq!(client.read(second), ["lost"]);
     assert_eq!(client.open(METHOD, no_metadata()), Err(OpenError::Closed));
     assert_eq!((client.calls(), client.sent().len()), (0, 0));
     client.take([s::close(9, None)]);
@@ -881,7 +1002,7 @@ fn lost_tunnel_ends_every_call_after_what_had_come() {
 fn call_that_had_ended_before_the_tunnel_was_lost_keeps_its_end() {
     let (mut client, id) = client_in_call();
     client.take([s::close(1, None)]);
-    client.close(&Status::new(Code::Unavailable, "lost"));
+    client.close();
     assert_eq!(client.read(id), ["end OK"]);
 }
 
@@ -930,21 +1051,70 @@ fn callers_who_come_and_go_while_the_carrier_takes_nothing_leave_nothing() {
 }
 
 #[test]
-fn call_that_holds_most_ends_when_too_much_is_held_in_all() {
-    let config = Config { window: 1000, max_held: 1500, ..Config::default() };
+fn call_that_holds_most_is_ended_and_no_other() {
+    let config = Config { window: 1000, max_unread: 1500, ..Config::default() };
+    let text = "more than 1500 bytes wait to be read, and this call has most of them";
     let mut server = server_with(config.clone());
     server.take([c::call(1), c::call(2), c::call(3), c::message(1, 900, 900), c::message(2, 500, 500)]);
-    assert!(server.sent().is_empty());
+    while server.accept().is_some() {}
+    assert!(server.unread().is_within_limit());
     server.take([c::message(3, 500, 500)]);
-    let text = "more than 1500 bytes of the tunnel's calls wait to be read, and this one has most of them";
+    assert!(!server.unread().is_within_limit());
+    assert!(server.sent().is_empty(), "it is the driver's turn");
+    assert_eq!(server.most(), 908);
+    server.end_most();
+    assert!(server.unread().is_within_limit());
     assert_eq!(server.sent(), [format!("1 close ResourceExhausted `{text}`")]);
     assert_eq!(server.read(2), ["message 500 of 500"]);
 
     let mut client = client_with(config);
     let (first, second) = (client.call(), client.call());
     client.sent();
-    client.take([s::message(1, 900, 900), s::close(1, None), s::message(2, 700, 700)]);
+    client.take([s::headers(1, &[]), s::message(1, 900, 900), s::close(1, None), s::message(2, 700, 700)]);
+    client.end_most();
     assert!(client.sent().is_empty(), "the server has ended the call itself");
     assert_eq!(client.read(first), [format!("end ResourceExhausted `{text}`")]);
     assert_eq!(client.read(second), ["headers []", "message 700 of 700"]);
+    assert_eq!((client.most(), client.unread().queued()), (0, 0));
+}
+
+#[test]
+fn metadata_count_until_they_are_read() {
+    let mut server = server();
+    let headers = Some(metadata(&[("x-name", "value")]));
+    let new = NewStream {
+        method_name: METHOD.into(),
+        request_headers: headers,
+        initial_window_size: 1000,
+        protocol_revision: 2,
+    };
+    server.take([c::frame(1, ClientFrame::NewStream(new))]);
+    assert!(server.streams().held() >= "x-name".len() + "value".len() + METHOD.len());
+    assert!(server.accept().is_some());
+    assert_eq!(server.streams().held(), 0);
+
+    let (mut client, id) = client_in_call();
+    client.take([s::headers(1, &[("x-name", "value")]), s::headers(1, &[("x-late", "is dropped")])]);
+    let first = client.streams().held();
+    assert!(first >= "x-name".len() + "value".len());
+    let mut status = Status::new(Code::Aborted, "because");
+    status.details = vec![Detail { type_url: "type".into(), value: data(1000) }; 3];
+    let trailers = Some(metadata(&[("x-trailer", "value")]));
+    client.take([s::frame(
+        1,
+        ServerFrame::CloseStream(CloseStream { response_trailers: trailers, status: Some(status) }),
+    )]);
+    let both = client.streams().held();
+    assert!(both >= first + 3004 + "x-trailer".len(), "{both}");
+    assert!(matches!(client.poll_event(id), Some(ResponseEvent::Headers(_))));
+    assert_eq!(client.streams().held(), both - first);
+    assert!(matches!(client.poll_event(id), Some(ResponseEvent::End { .. })));
+    assert_eq!(client.streams().held(), 0);
+
+    // And who has most of them is ended like others.
+    let (mut client, id) = client_in_call();
+    client.take([s::headers(1, &[("x-name", "value")]), s::close(1, None)]);
+    client.end_most();
+    assert_eq!((client.most(), client.streams().held()), (0, 0));
+    assert!(client.read(id)[0].starts_with("end ResourceExhausted"));
 }

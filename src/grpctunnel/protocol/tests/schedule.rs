@@ -112,6 +112,9 @@ struct Call {
     closed: bool,
     cancelled: bool,
     end: Option<Status>,
+    /// What the client and the server have granted, and what of it was read there.
+    granted: [usize; 2],
+    read: [usize; 2],
 }
 
 /// Two peers, what is under way between them, and their callers and handlers.
@@ -122,6 +125,8 @@ struct World {
     to_server: VecDeque<ClientToServer>,
     to_client: VecDeque<ServerToClient>,
     calls: Vec<Call>,
+    /// With what the server's windows begin.
+    server_grants: usize,
     /// For how the wire cuts chunks up.
     random: u64,
 }
@@ -132,7 +137,7 @@ impl World {
         let client = Client::new(setting.client.clone(), negotiated);
         let server = Server::new(setting.server.clone(), negotiated);
         let (to_server, to_client) = (VecDeque::new(), VecDeque::new());
-        Self { client, server, setting, to_server, to_client, calls: Vec::new(), random: 1 }
+        Self { client, server, setting, to_server, to_client, calls: Vec::new(), server_grants: 0, random: 1 }
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -158,9 +163,20 @@ impl World {
         let request = (Writer::new(2 * n, &script.requests), Reader::default());
         let response = (Writer::new(2 * n + 1, &script.responses), Reader::default());
         let (half_closed, accepted, closed, cancelled) = (false, false, false, false);
-        let end = None;
-        self.calls.push(Call { id, script, request, response, half_closed, accepted, closed, cancelled, end });
+        let (end, granted, read) = (None, [0, self.server_grants], [0, 0]);
+        let call = Call { id, script, request, response, half_closed, accepted, closed, cancelled, end, granted, read };
+        self.calls.push(call);
         true
+    }
+
+    fn grants(&mut self, side: usize, id: i64, bytes: u32) {
+        if let Some(call) = self.calls.iter_mut().find(|call| call.id == StreamId(id)) {
+            call.granted[side] += bytes as usize;
+        }
+    }
+
+    fn overhead(&self) -> usize {
+        self.client.revision().map_or(0, |revision| revision.overhead() as usize)
     }
 
     fn client_sends(&mut self) -> bool {
@@ -169,6 +185,12 @@ impl World {
             Some(ClientFrame::RequestMessage(MessageData { size, data })) => (Some(size), data),
             Some(ClientFrame::MoreRequestData(data)) => (None, data),
             frame => {
+                let granted = match &frame {
+                    Some(ClientFrame::NewStream(new)) => new.initial_window_size,
+                    Some(ClientFrame::WindowUpdate(bytes)) => *bytes,
+                    _ => 0,
+                };
+                self.grants(0, stream_id, granted);
                 self.to_server.push_back(ClientToServer { stream_id, frame });
                 return true;
             }
@@ -190,6 +212,11 @@ impl World {
             Some(ServerFrame::ResponseMessage(MessageData { size, data })) => (Some(size), data),
             Some(ServerFrame::MoreResponseData(data)) => (None, data),
             frame => {
+                match &frame {
+                    Some(ServerFrame::Settings(settings)) => self.server_grants = settings.initial_window_size as usize,
+                    Some(ServerFrame::WindowUpdate(bytes)) => self.grants(1, stream_id, *bytes),
+                    _ => {}
+                }
                 self.to_client.push_back(ServerToClient { stream_id, frame });
                 return true;
             }
@@ -266,6 +293,7 @@ impl World {
     }
 
     fn client_reads(&mut self, n: usize) -> bool {
+        let overhead = self.overhead();
         let call = &mut self.calls[n];
         let reader = &mut call.response.1;
         if reader.over || reader.waits || call.cancelled {
@@ -273,11 +301,18 @@ impl World {
         }
         match self.client.poll_event(call.id) {
             Some(ResponseEvent::Headers(_)) => assert!(reader.messages.is_empty() && reader.current.is_none()),
-            Some(ResponseEvent::Message { size, data }) => reader.begin(size, &data),
-            Some(ResponseEvent::More(data)) => reader.go_on(&data),
+            Some(ResponseEvent::Message { size, data }) => {
+                call.read[0] += data.len() + overhead;
+                reader.begin(size, &data);
+            }
+            Some(ResponseEvent::More(data)) => {
+                call.read[0] += data.len();
+                reader.go_on(&data);
+            }
             Some(ResponseEvent::End { status, .. }) => {
                 (reader.over, call.end) = (true, Some(status));
             }
+            Some(ResponseEvent::Lost) => panic!("the tunnel stands"),
             None => {
                 reader.waits = true;
                 return false;
@@ -287,14 +322,21 @@ impl World {
     }
 
     fn server_reads(&mut self, n: usize) -> bool {
+        let overhead = self.overhead();
         let call = &mut self.calls[n];
         let reader = &mut call.request.1;
         if !call.accepted || call.closed || reader.over || reader.waits {
             return false;
         }
         match self.server.poll_event(call.id) {
-            Some(RequestEvent::Message { size, data }) => reader.begin(size, &data),
-            Some(RequestEvent::More(data)) => reader.go_on(&data),
+            Some(RequestEvent::Message { size, data }) => {
+                call.read[1] += data.len() + overhead;
+                reader.begin(size, &data);
+            }
+            Some(RequestEvent::More(data)) => {
+                call.read[1] += data.len();
+                reader.go_on(&data);
+            }
             Some(RequestEvent::HalfClosed) => reader.over = true,
             Some(RequestEvent::Cancelled) => {
                 assert!(self.setting.cancels);
@@ -382,7 +424,8 @@ impl World {
         let (client, server) = (&self.setting.client, &self.setting.server);
         let windows = [most(client, client.newest), most(server, server.newest)];
         let chunks = [server.max_chunk.max(1) as usize, client.max_chunk.max(1) as usize];
-        let mut held = [0, 0];
+        let starts = [client, server].map(|config| config.start.max(config.newest.minimum_window()) as usize);
+        let (mut held, mut beyond) = ([0, 0], [0, 0]);
         for call in &self.calls {
             let inboxes = [
                 self.client.streams().get(call.id).map(|stream| stream.inbox.held()),
@@ -391,8 +434,15 @@ impl World {
             let messages = [call.script.responses.len(), call.script.requests.len()];
             for side in 0..2 {
                 let bytes = inboxes[side].unwrap_or_default().saturating_sub(8 * messages[side]);
-                assert!(zero || bytes <= windows[side], "{bytes} bytes are held of a window of {}", windows[side]);
                 held[side] += bytes;
+                // What a peer may send of a call that is answered is dropped as it comes.
+                if zero || inboxes[side].is_none() || side == 1 && call.closed {
+                    continue;
+                }
+                let window = call.granted[side] - call.read[side];
+                assert!(window <= windows[side], "{window} is more than the window");
+                assert!(bytes <= window, "{bytes} bytes are held of a window of {window}");
+                beyond[side] += bytes.saturating_sub(starts[side]);
             }
             let written = [
                 (self.client.streams().get(call.id).map(|stream| stream.outbox.queued()), client),
@@ -402,7 +452,8 @@ impl World {
                 assert!(queued.unwrap_or_default() <= config.max_queued + call.script.piece + 64);
             }
         }
-        for side in 0..2 {
+        for (side, config) in [client, server].into_iter().enumerate() {
+            assert!(beyond[side] <= config.max_unread / 2, "{} bytes are held beyond the starts", beyond[side]);
             assert!(!zero || held[side] <= windows[side] + chunks[side], "{} bytes are held", held[side]);
         }
     }
@@ -450,6 +501,7 @@ impl World {
         assert!(self.to_client.is_empty() && self.to_server.is_empty());
         assert_eq!((self.client.calls(), self.server.calls()), (0, 0));
         assert_eq!((self.client.streams().held(), self.server.streams().held()), (0, 0));
+        assert_eq!((self.client.streams().promised(), self.server.streams().promised()), (0, 0));
         assert_eq!((self.client.woken(), self.server.woken()), (vec![], vec![]));
         self.client.poll_frame();
         self.server.poll_frame();
@@ -462,13 +514,19 @@ fn configs() -> impl Strategy<Value = Config> {
     let window = prop_oneof![4 => 1..=12u32, 2 => 13..2000u32, 1 => Just(65_536u32), 1 => Just(1024 * 1024)];
     let chunk = prop_oneof![1..20u32, 100..5000u32, Just(65_536)];
     let queued = prop_oneof![1..100usize, Just(10_000)];
-    (newest, window, chunk, queued).prop_map(|(newest, window, max_chunk, max_queued)| Config {
-        newest,
-        window,
-        max_chunk,
-        max_queued,
-        ..Config::default()
-    })
+    let start = prop_oneof![2 => 1..12u32, 1 => 13..2000u32, 1 => Just(65_536u32)];
+    let unread = prop_oneof![1 => 0..1000usize, 1 => 1000..100_000usize, 1 => Just(64 << 20)];
+    (newest, window, start, chunk, queued, unread).prop_map(
+        |(newest, window, start, max_chunk, max_queued, max_unread)| Config {
+            newest,
+            window,
+            start,
+            max_chunk,
+            max_queued,
+            max_unread,
+            ..Config::default()
+        },
+    )
 }
 
 fn scripts() -> impl Strategy<Value = Script> {
@@ -485,7 +543,8 @@ fn settings(cancels: bool) -> impl Strategy<Value = Setting> {
         move |(client, server, negotiated, mut scripts, ops)| {
             // A large message through a window of a byte takes too long to be tried often.
             for script in &mut scripts {
-                let most = client.window.min(server.window) as usize * 25;
+                let least = |config: &Config| config.window.min(config.start) as usize;
+                let most = least(&client).min(least(&server)) * 25;
                 for size in script.requests.iter_mut().chain(&mut script.responses) {
                     *size = (*size).min(most);
                 }
