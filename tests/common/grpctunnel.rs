@@ -34,7 +34,7 @@ impl Library {
     pub async fn command(self, role: &str) -> Option<Command> {
         let mut command = match self {
             Self::Go => Command::new(go_peer("grpctunnel")?),
-            Self::Python => python_peer().await?,
+            Self::Python => python("peer.py").await?,
         };
         command.arg(role);
         Some(command)
@@ -84,10 +84,14 @@ impl Library {
     }
 }
 
+/// What its programs serve and call.
+const PROTOS: [&str; 2] = ["echo.proto", "greeter.proto"];
+
 /// How long the virtual environment may take to be made, beside a test run.
 const BUILD: Duration = Duration::from_secs(240);
 
-async fn python_peer() -> Option<Command> {
+/// A program of `tests/peers/python`. If it cannot be had, the test is to be skipped.
+pub async fn python(program: &str) -> Option<Command> {
     static BUILT: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
     let build = async { timeout(BUILD, build()).await.unwrap_or_else(|_| Err(format!("not made within {BUILD:?}"))) };
     match BUILT.get_or_init(|| build).await {
@@ -95,11 +99,11 @@ async fn python_peer() -> Option<Command> {
             let mut python = Command::new(dir.join("venv/bin/python"));
             // The sources' directory stays as it is, and a line is there once it is printed.
             python.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONPATH", dir.join("gen")).arg("-u");
-            python.arg(sources().join("peer.py"));
+            python.arg(sources().join(program));
             Some(python)
         }
         Err(why) => {
-            skip(&format!("grpctunnel-py cannot be had: {why}"));
+            skip(&format!("Python's libraries cannot be had: {why}"));
             None
         }
     }
@@ -109,7 +113,7 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/python")
 }
 
-/// Makes what is not there yet, and gives its directory: `venv` with the library, and `gen` with the code of `echo.proto`.
+/// Makes what is not there yet, and gives its directory: `venv` with the library, and `gen` with the code of the protos.
 async fn build() -> Result<PathBuf, String> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers-python");
     fs::create_dir_all(&dir).expect("target can be written to");
@@ -123,7 +127,8 @@ async fn build() -> Result<PathBuf, String> {
     let interpreter =
         run(Command::new("python3").args(["-c", "import sys; print(sys.executable, sys.version)"])).await?;
     let read = |file: &Path| fs::read_to_string(file).expect("a source file");
-    let wanted = [interpreter, read(&requirements), read(&proto.join("echo.proto"))].concat();
+    let protos = PROTOS.map(|name| read(&proto.join(name))).concat();
+    let wanted = [interpreter, read(&requirements), protos].concat();
     let made_of = dir.join("made-of");
     if fs::read_to_string(&made_of).is_ok_and(|found| found == wanted) {
         return Ok(dir);
@@ -140,7 +145,7 @@ async fn build() -> Result<PathBuf, String> {
     run(python().args(options).arg(&requirements)).await?;
     fs::create_dir_all(dir.join("gen")).expect("target can be written to");
     let mut protoc = python();
-    protoc.args(["-m", "grpc_tools.protoc", "echo.proto", "--proto_path"]).arg(proto);
+    protoc.args(["-m", "grpc_tools.protoc"]).args(PROTOS).arg("--proto_path").arg(proto);
     for option in ["--python_out", "--grpc_python_out"] {
         protoc.arg(option).arg(dir.join("gen"));
     }

@@ -39,6 +39,8 @@ pub(crate) async fn run(args: HubArgs) -> Result<(), Failure> {
 struct Running {
     hub: Hub,
     gateway: Option<Gateway>,
+    /// How a URL of the gateway begins.
+    scheme: &'static str,
     /// Where agents connect, with real ports.
     listens: Vec<String>,
     fingerprint: String,
@@ -69,7 +71,8 @@ async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Run
         None => None,
     };
     let fingerprint = host_key.fingerprint();
-    Ok(Running { hub, gateway, listens, fingerprint, admin, is_draining: Arc::default() })
+    let scheme = if keys.gateway_tls_cert.is_some() { "https" } else { "http" };
+    Ok(Running { hub, gateway, scheme, listens, fingerprint, admin, is_draining: Arc::default() })
 }
 
 /// An address as somebody else has to write it.
@@ -226,7 +229,7 @@ impl Service<HubKeys> for Running {
     }
 
     fn announce(&self) {
-        let Self { listens, fingerprint, admin, .. } = self;
+        let Self { scheme, listens, fingerprint, admin, .. } = self;
         let door = self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string());
         let admin = admin.map(|address| address.to_string());
         tracing::info!(listen = listens.join(","), gateway = door, admin, host_key = fingerprint, "hub ready");
@@ -235,7 +238,8 @@ impl Service<HubKeys> for Running {
             "an agent connects with: dialback agent --hub {address} --id NAME --identity FILE --host-key-fingerprint {fingerprint} --forward HOST:PORT"
         );
         if let Some(door) = door {
-            tracing::info!("who is here: dialback agents --gateway {door}");
+            let url = reachable(&format!("{scheme}://{door}"));
+            tracing::info!("who is here: dialback agents --gateway {url}");
         }
     }
 
