@@ -336,6 +336,7 @@ impl generated::TunnelService for Handler {
                 end.end(CloseReason::Shutdown);
             };
             tokio::select! {
+                biased; // what is read is served in the same turn
                 reason = end.read(&mut incoming) => end.end(reason),
                 () = tunnel_server::serve(end.clone(), routes, about) => {}
                 () = stopped => {}

@@ -76,17 +76,11 @@ impl Protocol for protocol::Server {
 /// Serves the calls of one tunnel until it has ended. Dropping the future cuts them off.
 pub(super) async fn serve(end: Arc<End<protocol::Server>>, routes: Routes, about: Extensions) {
     let mut calls = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some(_) = calls.join_next() => {} // a handler that panics has told its caller, by what is dropped
-            accepted = end.until(protocol::Server::accept) => match accepted {
-                Ok(call) => {
-                    calls.spawn(one(end.clone(), call, routes.clone(), about.clone()));
-                }
-                Err(_) => return,
-            },
-        }
+    while let Ok(call) = end.until(protocol::Server::accept).await {
+        // Nobody waits for one to end: that would cost each call a turn of this task. One that panics has told its caller, by
+        // what is dropped.
+        while calls.try_join_next().is_some() {}
+        calls.spawn(one(end.clone(), call, routes.clone(), about.clone()));
     }
 }
 

@@ -152,6 +152,7 @@ impl Way {
         let life = Box::pin(async move {
             let (end, mut incoming) = (&guard.0, response.into_inner());
             tokio::select! {
+                biased; // what is read is served in the same turn
                 reason = end.read(&mut incoming) => end.end(reason),
                 () = tunnel_server::serve(end.clone(), routes, about) => {}
             }
