@@ -180,7 +180,7 @@ async fn greet_at_once(
 
 /// Asks the gateway itself who is there: this call names no agent.
 async fn list(channel: &Channel) -> Result<(), Failure> {
-    let agents = HubClient::new(channel.clone()).list_agents(ListAgentsRequest {}).await?.into_inner().agents;
+    let agents = HubClient::new(channel.clone()).list_agents(ListAgentsRequest::default()).await?.into_inner().agents;
     println!("gateway: {} agents are here", agents.len());
     for agent in agents {
         let peers: Vec<_> = agent.tunnels.iter().map(|tunnel| &*tunnel.peer_address).collect();
