@@ -115,6 +115,7 @@ func main() {
 	server := grpc.NewServer()
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "dialback.greeter.v1.Greeter",
+		HandlerType: (*any)(nil),
 		Methods:     []grpc.MethodDesc{{MethodName: "SayHello", Handler: sayHello}},
 		Streams: []grpc.StreamDesc{
 			{StreamName: "LotsOfReplies", Handler: lotsOfReplies, ServerStreams: true},
