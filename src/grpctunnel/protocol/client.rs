@@ -168,7 +168,8 @@ impl Client {
 
     /// Ends that call, with all that waits of it.
     pub(crate) fn end_most(&mut self) {
-        if let Some((id, _)) = self.streams.most() {
+        // Since somebody looked, its reader may have taken all that it held.
+        if let Some((id, _)) = self.streams.most().filter(|(_, held)| *held > 0) {
             self.streams.with(id, |stream, _| {
                 if matches!(stream.role.headers, Headers::Here(_)) {
                     stream.role.headers = Headers::Awaited;

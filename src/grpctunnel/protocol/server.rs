@@ -204,7 +204,8 @@ impl Server {
 
     /// Ends that call.
     pub(crate) fn end_most(&mut self) {
-        if let Some((id, _)) = self.streams.most() {
+        // Since somebody looked, its reader may have taken all that it held.
+        if let Some((id, _)) = self.streams.most().filter(|(_, held)| *held > 0) {
             self.end(id, Violation::Held { limit: self.unread().limit() }.status(Code::InvalidArgument));
         }
     }
