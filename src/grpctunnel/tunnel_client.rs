@@ -333,7 +333,7 @@ impl<F: Fn(Failed) -> HeaderMap + Unpin> Body for Ending<F> {
 impl Drop for CallBody {
     fn drop(&mut self) {
         if matches!(self.state, Answer::Open) {
-            let _ = self.end.with(|client| client.cancel(self.stream));
+            self.end.leave(|client| client.cancel(self.stream));
             self.over(Answer::Done);
         }
     }
