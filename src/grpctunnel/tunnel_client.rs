@@ -103,6 +103,11 @@ impl Caller {
     /// Why the tunnel has ended, if it has; its session hears of it a moment later.
     pub(crate) fn ended(&self) -> Option<CloseReason> {
         self.end.ended()
+    /// Whether the peer is not heard before somebody has read.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.end.with(|client| client.is_overfull()).unwrap_or(false)
+    }
+
     }
 
     /// Ends the tunnel.
