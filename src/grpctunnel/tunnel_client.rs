@@ -131,7 +131,11 @@ impl Caller {
         let headers = from_headers(head.headers).map_err(|error| Failed::Call(Status::internal(error.to_string())))?;
         let opened = self.end.with(|client| client.open(head.uri.path(), headers)).map_err(Failed::Tunnel)?;
         let stream = opened.map_err(|error| {
-            let code = if matches!(error, OpenError::Method(_)) { Code::InvalidArgument } else { Code::Unavailable };
+            let code = match error {
+                OpenError::Method(_) => Code::InvalidArgument,
+                OpenError::MetadataSize { .. } => Code::ResourceExhausted,
+                _ => Code::Unavailable,
+            };
             Failed::Call(Status::new(code, error.to_string()))
         })?;
         let mut call =

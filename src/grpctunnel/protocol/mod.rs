@@ -71,6 +71,10 @@ const SETTINGS_ID: i64 = -1;
 /// A call's number in its tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct StreamId(i64);
+/// As much of a call's metadata goes into one frame, with its status. Most carriers take messages of 4 MiB, and end with a larger
+/// one.
+const MAX_SENT: usize = 4 * 1024 * 1024 - 64 * 1024;
+
 
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
+use prost::Message;
 use tonic::Code;
 
 use super::error::Violation;
@@ -12,7 +13,8 @@ use super::lines::Line;
 use super::receive::Inbox;
 use super::stream::{Role, Stream, Streams};
 use super::{
-    Config, Negotiated, Piece, Revision, SETTINGS_ID, SendError, StreamId, TunnelError, Woken, metadata, method,
+    Config, MAX_SENT, Negotiated, Piece, Revision, SETTINGS_ID, SHUTTING_DOWN, SendError, StreamId, TunnelError, Woken,
+    metadata, method,
 };
 use crate::grpctunnel::proto::{
     ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
@@ -346,6 +348,9 @@ impl Server {
     /// Sends the response's headers, once; without this call empty ones go before the first message.
     pub(crate) fn headers(&mut self, id: StreamId, metadata: Metadata) -> Result<(), SendError> {
         self.write(id, |stream| {
+        if metadata.encoded_len() > MAX_SENT {
+            self.end(id, Violation::MetadataSize { limit: MAX_SENT }.status(Code::Internal));
+        }
             if matches!(stream.role.headers, Headers::Awaited) {
                 stream.role.headers = Headers::Due(metadata);
             }
@@ -394,8 +399,13 @@ impl Server {
         result.unwrap_or(Err(SendError::Over))
     }
 
-    /// The handler is done. What it has written is sent first. An OK in the middle of a message becomes `INTERNAL`.
-    pub(crate) fn close(&mut self, id: StreamId, status: Status, trailers: Metadata) -> Closing {
+    /// The handler is done. What it has written is sent first. An OK in the middle of a message becomes `INTERNAL`, and an end
+    /// that no carrier would take `RESOURCE_EXHAUSTED`.
+    pub(crate) fn close(&mut self, id: StreamId, mut status: Status, mut trailers: Metadata) -> Closing {
+        if status.encoded_len().saturating_add(trailers.encoded_len()) > MAX_SENT {
+            status = Violation::MetadataSize { limit: MAX_SENT }.status(Code::Internal);
+            trailers = Metadata::default();
+        }
         let held = self.streams.with(id, |stream, _| {
             stream.close(status, trailers);
             stream.role.held
