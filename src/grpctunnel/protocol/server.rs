@@ -231,7 +231,7 @@ impl Server {
         let NewStream { method_name, request_headers, initial_window_size: window, protocol_revision: number } = stream;
         let Config { max_metadata: limit, max_streams, .. } = self.streams.config;
         if self.draining {
-            return Err(Status::new(Code::Unavailable, "server is shutting down"));
+            return Err(Status::new(Code::Unavailable, SHUTTING_DOWN));
         }
         if self.streams.len() >= max_streams {
             let message = format!("the tunnel has {max_streams} calls already");
@@ -346,11 +346,12 @@ impl Server {
     }
 
     /// Sends the response's headers, once; without this call empty ones go before the first message.
+    /// The call ends where no carrier would take them.
     pub(crate) fn headers(&mut self, id: StreamId, metadata: Metadata) -> Result<(), SendError> {
-        self.write(id, |stream| {
         if metadata.encoded_len() > MAX_SENT {
             self.end(id, Violation::MetadataSize { limit: MAX_SENT }.status(Code::Internal));
         }
+        self.write(id, |stream| {
             if matches!(stream.role.headers, Headers::Awaited) {
                 stream.role.headers = Headers::Due(metadata);
             }
