@@ -115,6 +115,7 @@ async fn agent(hub: &Hub, address: std::net::SocketAddr, id: &str, tunnels: u16,
         }
     };
     soon("all tunnels", all).await;
+    soon("one that can be called", hub.wait_for(id)).await.unwrap(); // a hub lists a tunnel before it has settings
     agent
 }
 

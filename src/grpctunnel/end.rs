@@ -125,6 +125,15 @@ impl<P: Protocol> End<P> {
         Ok(result)
     }
 
+    /// Whoever had a call lets go of it, and of what came for it: that is kept beyond the tunnel's end.
+    pub(super) fn leave(&self, act: impl FnOnce(&mut P)) {
+        let mut state = self.lock();
+        act(&mut state.protocol);
+        let woken = state.wakers();
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
     /// The same, where there may be nothing to do yet.
     pub(super) fn poll_with<R>(
         &self,

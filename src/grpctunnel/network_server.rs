@@ -42,6 +42,9 @@ pub const AGENT_ID_METADATA: &str = "dialback-agent-id";
 /// of who has proved the same.
 pub(super) const SEAT_METADATA: &str = "dialback-seat";
 
+/// What is beyond the clock's end is as good as never.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 type Identify = dyn Fn(&Request<()>) -> Result<(AgentId, Grant), Status> + Send + Sync;
 
 /// `grpctunnel.v1.TunnelService` as a tonic service: takes the tunnels that others open. Add it to any tonic `Server`, which
@@ -98,7 +101,8 @@ impl TunnelService {
     /// # Cancel safety
     /// Dropping the future changes nothing: the tunnels end all the same.
     pub async fn shutdown(&self, grace: Duration) {
-        self.forward.stop.send_replace(Some(Instant::now() + grace));
+        let now = Instant::now();
+        self.forward.stop.send_replace(Some(now.checked_add(grace).unwrap_or(now + FAR)));
         // The sender lives in `self`.
         let _ = self.forward.standing.subscribe().wait_for(|standing| *standing == 0).await;
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -78,12 +79,14 @@ impl Protocol for protocol::Client {
 /// Makes calls through one tunnel.
 pub(crate) struct Caller {
     end: Arc<End<protocol::Client>>,
+    /// The peer has said that it takes no more calls. The protocol has no other word for it than the refusal of one.
+    refuses: AtomicBool,
     runtime: Handle,
 }
 
 impl Caller {
     pub(super) fn new(protocol: protocol::Client) -> Self {
-        Self { end: End::new(protocol), runtime: Handle::current() }
+        Self { end: End::new(protocol), refuses: AtomicBool::new(false), runtime: Handle::current() }
     }
 
     pub(super) fn end(&self) -> &Arc<End<protocol::Client>> {
@@ -98,6 +101,11 @@ impl Caller {
     /// Another number than before once the peer has shown that it lives.
     pub(crate) fn signs_of_life(&self) -> usize {
         self.end.signs_of_life()
+    }
+
+    /// Whether the peer is not heard before somebody has read.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.end.with(|client| client.is_overfull()).unwrap_or(false)
     }
 
     /// Why the tunnel has ended, if it has; its session hears of it a moment later.
@@ -126,7 +134,11 @@ impl Caller {
         let headers = from_headers(head.headers).map_err(|error| Failed::Call(Status::internal(error.to_string())))?;
         let opened = self.end.with(|client| client.open(head.uri.path(), headers)).map_err(Failed::Tunnel)?;
         let stream = opened.map_err(|error| {
-            let code = if matches!(error, OpenError::Method(_)) { Code::InvalidArgument } else { Code::Unavailable };
+            let code = match error {
+                OpenError::Method(_) => Code::InvalidArgument,
+                OpenError::MetadataSize { .. } => Code::ResourceExhausted,
+                _ => Code::Unavailable,
+            };
             Failed::Call(Status::new(code, error.to_string()))
         })?;
         let mut call =
@@ -136,7 +148,19 @@ impl Caller {
         if poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await.is_pending() {
             call.upload = Some(self.runtime.spawn(upload).abort_handle());
         }
-        call.head().await
+        let answer = call.head().await;
+        if let Ok(answer) = &answer
+            && answer.body().is_end_stream()
+            && Status::from_header_map(answer.headers()).is_some_and(|status| is_shutting_down(&status))
+        {
+            self.refuses.store(true, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Whether the peer is on its way out, so that calls are better made elsewhere.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
     }
 }
 
@@ -144,6 +168,11 @@ impl fmt::Debug for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Caller").finish_non_exhaustive()
     }
+}
+
+/// What servers that shut down answer: this library's, and Go's.
+fn is_shutting_down(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.message() == protocol::SHUTTING_DOWN
 }
 
 /// Why a call failed.
@@ -333,7 +362,7 @@ impl<F: Fn(Failed) -> HeaderMap + Unpin> Body for Ending<F> {
 impl Drop for CallBody {
     fn drop(&mut self) {
         if matches!(self.state, Answer::Open) {
-            let _ = self.end.with(|client| client.cancel(self.stream));
+            self.end.leave(|client| client.cancel(self.stream));
             self.over(Answer::Done);
         }
     }

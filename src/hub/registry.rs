@@ -84,6 +84,10 @@ impl Candidate for Arc<Session> {
     }
 
     fn is_suspect(&self) -> bool {
+        #[cfg(feature = "grpctunnel")]
+        if self.caller().is_some_and(|caller| caller.is_refused()) {
+            return true;
+        }
         Session::is_suspect(self)
     }
 

@@ -93,7 +93,7 @@ pub(crate) trait Candidate: Clone {
     /// Why and when it ended, if it has.
     fn gone(&self) -> Option<Disconnected>;
     fn is_draining(&self) -> bool;
-    /// It may be dead without anybody knowing.
+    /// It may be dead without anybody knowing, or on its way out.
     fn is_suspect(&self) -> bool;
     /// Its calls in flight.
     fn load(&self) -> usize;

@@ -245,7 +245,12 @@ impl Session {
         tokio::select! {
             () = ask(opener) => {}
             () = heard => {}
-            () = tokio::time::sleep(limit) => return self.kill(CloseReason::KeepaliveTimeout),
+            () = tokio::time::sleep(limit) => match opener {
+                // It is this side that does not listen: a reader is slow, and nothing else keeps the peer from sending more.
+                #[cfg(feature = "grpctunnel")]
+                Opener::Calls(caller) if caller.is_overfull() => {}
+                _ => return self.kill(CloseReason::KeepaliveTimeout),
+            },
             _ = self.closed() => {}
         }
         self.suspect.store(false, Ordering::Relaxed);

@@ -150,3 +150,41 @@ async fn peer_that_always_has_something_to_say_lets_other_tasks_run() {
     assert_eq!(end.signs_of_life(), 100_000);
     assert!(turns.load(Ordering::Relaxed) > 500, "{turns:?} turns");
 }
+
+#[tokio::test]
+async fn answer_that_is_dropped_after_the_tunnels_end_holds_nothing() {
+    use crate::grpctunnel::proto::{MessageData, Metadata, ServerToClient, server_to_client::Frame};
+    use crate::grpctunnel::protocol::Client;
+    use crate::grpctunnel::tunnel_client::Caller;
+    let caller = Caller::new(Client::new(Config::default(), Negotiated::No));
+    let end = caller.end().clone();
+    let unread = end.lock().protocol.unread().clone();
+    let mut head = http::Request::new(()).into_parts().0;
+    head.uri = "/test.Echo/Call".parse().expect("a path");
+    let mut calling = Box::pin(caller.call(head, tonic::body::Body::empty()));
+    assert!(poll_fn(|cx| Poll::Ready(calling.as_mut().poll(cx))).await.is_pending());
+    while end.with(|client| client.poll_frame()).expect("it stands").is_some() {}
+    let data = MessageData { size: 10_000, data: Bytes::from(vec![0; 10_000]) };
+    for frame in [Frame::ResponseHeaders(Metadata::default()), Frame::ResponseMessage(data)] {
+        end.with(|client| client.receive(ServerToClient { stream_id: 1, frame: Some(frame) }))
+            .expect("it stands")
+            .expect("fine");
+    }
+    let answer = calling.await.expect("an answer");
+    assert!(unread.queued() >= 10_000);
+    end.end(CloseReason::Shutdown);
+    drop(answer);
+    assert_eq!(unread.queued(), 0);
+}
+
+#[test]
+fn call_that_holds_nothing_is_not_ended_for_what_it_holds() {
+    use crate::grpctunnel::proto::{Metadata, client_to_server::Frame};
+    use crate::grpctunnel::protocol::Client;
+    let mut client = Client::new(Config::default(), Negotiated::No);
+    client.open("/test.Echo/Call", Metadata::default()).expect("open");
+    // A reader took all that was held, between `most` and this.
+    client.end_most();
+    let first = client.poll_frame().and_then(|frame| frame.frame);
+    assert!(matches!(first, Some(Frame::NewStream(_))), "{first:?}");
+}

@@ -10,8 +10,8 @@ use tonic::Code;
 use super::error::Violation;
 use super::stream::{Role, Stream, Streams};
 use super::{
-    Config, Negotiated, OpenError, Piece, Revision, SETTINGS_ID, SendError, StreamId, TunnelError, Woken, metadata,
-    method,
+    Config, MAX_SENT, Negotiated, OpenError, Piece, Revision, SETTINGS_ID, SendError, StreamId, TunnelError, Woken,
+    metadata, method,
 };
 use crate::grpctunnel::proto::{
     ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
@@ -168,7 +168,8 @@ impl Client {
 
     /// Ends that call, with all that waits of it.
     pub(crate) fn end_most(&mut self) {
-        if let Some((id, _)) = self.streams.most() {
+        // Since somebody looked, its reader may have taken all that it held.
+        if let Some((id, _)) = self.streams.most().filter(|(_, held)| *held > 0) {
             self.streams.with(id, |stream, _| {
                 if matches!(stream.role.headers, Headers::Here(_)) {
                     stream.role.headers = Headers::Awaited;
@@ -259,6 +260,9 @@ impl Client {
         // An empty one kills the process of a Go server.
         if !method::is_well_formed(method) {
             return Err(OpenError::Method(method.to_owned()));
+        }
+        if metadata.encoded_len() > MAX_SENT {
+            return Err(OpenError::MetadataSize { limit: MAX_SENT });
         }
         self.opened = self.opened.checked_add(1).ok_or(OpenError::NoIds)?;
         let id = StreamId(self.opened);

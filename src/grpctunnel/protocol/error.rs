@@ -33,6 +33,8 @@ pub(crate) enum OpenError {
     Closed,
     #[error("`{}` is not a well-formed method name", method::quote(.0))]
     Method(String),
+    #[error("metadata of more than {limit} bytes")]
+    MetadataSize { limit: usize },
     /// Never in practice: there are 2^63 of them.
     #[error("the tunnel has no stream ids left")]
     NoIds,

@@ -65,8 +65,15 @@ pub(crate) const NEGOTIATE: &str = "grpctunnel-negotiate";
 /// The only value of [`NEGOTIATE`].
 pub(crate) const ON: &str = "on";
 
+/// Why a server that drains refuses a call, in Go's words.
+pub(crate) const SHUTTING_DOWN: &str = "server is shutting down";
+
 /// The stream id of the settings.
 const SETTINGS_ID: i64 = -1;
+
+/// As much of a call's metadata goes into one frame, with its status. Most carriers take messages of 4 MiB, and end with a larger
+/// one.
+const MAX_SENT: usize = 4 * 1024 * 1024 - 64 * 1024;
 
 /// A call's number in its tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

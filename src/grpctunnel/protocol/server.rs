@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
+use prost::Message;
 use tonic::Code;
 
 use super::error::Violation;
@@ -12,7 +13,8 @@ use super::lines::Line;
 use super::receive::Inbox;
 use super::stream::{Role, Stream, Streams};
 use super::{
-    Config, Negotiated, Piece, Revision, SETTINGS_ID, SendError, StreamId, TunnelError, Woken, metadata, method,
+    Config, MAX_SENT, Negotiated, Piece, Revision, SETTINGS_ID, SHUTTING_DOWN, SendError, StreamId, TunnelError, Woken,
+    metadata, method,
 };
 use crate::grpctunnel::proto::{
     ClientToServer, CloseStream, MessageData, Metadata, NewStream, ServerToClient, Settings, Status,
@@ -204,7 +206,8 @@ impl Server {
 
     /// Ends that call.
     pub(crate) fn end_most(&mut self) {
-        if let Some((id, _)) = self.streams.most() {
+        // Since somebody looked, its reader may have taken all that it held.
+        if let Some((id, _)) = self.streams.most().filter(|(_, held)| *held > 0) {
             self.end(id, Violation::Held { limit: self.unread().limit() }.status(Code::InvalidArgument));
         }
     }
@@ -228,7 +231,7 @@ impl Server {
         let NewStream { method_name, request_headers, initial_window_size: window, protocol_revision: number } = stream;
         let Config { max_metadata: limit, max_streams, .. } = self.streams.config;
         if self.draining {
-            return Err(Status::new(Code::Unavailable, "server is shutting down"));
+            return Err(Status::new(Code::Unavailable, SHUTTING_DOWN));
         }
         if self.streams.len() >= max_streams {
             let message = format!("the tunnel has {max_streams} calls already");
@@ -343,7 +346,11 @@ impl Server {
     }
 
     /// Sends the response's headers, once; without this call empty ones go before the first message.
+    /// The call ends where no carrier would take them.
     pub(crate) fn headers(&mut self, id: StreamId, metadata: Metadata) -> Result<(), SendError> {
+        if metadata.encoded_len() > MAX_SENT {
+            self.end(id, Violation::MetadataSize { limit: MAX_SENT }.status(Code::Internal));
+        }
         self.write(id, |stream| {
             if matches!(stream.role.headers, Headers::Awaited) {
                 stream.role.headers = Headers::Due(metadata);
@@ -393,8 +400,13 @@ impl Server {
         result.unwrap_or(Err(SendError::Over))
     }
 
-    /// The handler is done. What it has written is sent first. An OK in the middle of a message becomes `INTERNAL`.
-    pub(crate) fn close(&mut self, id: StreamId, status: Status, trailers: Metadata) -> Closing {
+    /// The handler is done. What it has written is sent first. An OK in the middle of a message becomes `INTERNAL`, and an end
+    /// that no carrier would take `RESOURCE_EXHAUSTED`.
+    pub(crate) fn close(&mut self, id: StreamId, mut status: Status, mut trailers: Metadata) -> Closing {
+        if status.encoded_len().saturating_add(trailers.encoded_len()) > MAX_SENT {
+            status = Violation::MetadataSize { limit: MAX_SENT }.status(Code::Internal);
+            trailers = Metadata::default();
+        }
         let held = self.streams.with(id, |stream, _| {
             stream.close(status, trailers);
             stream.role.held
