@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_core::Stream;
 use tonic::{Status, Streaming};
@@ -262,7 +263,12 @@ impl<P: Protocol> End<P> {
                 state.reader = Some(cx.waker().clone());
                 Poll::Pending
             });
-            match room.await {
+            // The timer is not set where there is room.
+            let Ok(room) = tokio::time::timeout(STALLED, room).await else {
+                self.end_most();
+                continue;
+            };
+            match room {
                 Ok(None) => {}
                 Ok(Some(unread)) => self.wait_for_readers(&unread).await,
                 Err(reason) => return reason,
@@ -292,6 +298,10 @@ impl<P: Protocol> End<P> {
     }
 }
 
+/// How long a carrier of revision zero may stand still for a reader that takes nothing. Nobody else gets anything by it
+/// meanwhile, not even a cancellation, nor do other tunnels on the same HTTP/2 connection; then the call that holds most ends.
+const STALLED: Duration = Duration::from_secs(30);
+
 /// tonic's own words for a frame that cannot be read, and one that is cut off. It has no other mark for them.
 const UNREADABLE: [&str; 4] = [
     "failed to decode",
@@ -299,6 +309,7 @@ const UNREADABLE: [&str; 4] = [
     "Error, decoded message length too large",
     "Unexpected EOF decoding stream",
 ];
+
 impl<P: Protocol> End<P> {
     /// Too much is unread: what does not become less by itself, in a moment, is made less.
     async fn wait_for_readers(&self, unread: &Unread) {

@@ -188,3 +188,42 @@ fn call_that_holds_nothing_is_not_ended_for_what_it_holds() {
     let first = client.poll_frame().and_then(|frame| frame.frame);
     assert!(matches!(first, Some(Frame::NewStream(_))), "{first:?}");
 }
+
+/// A carrier on which nothing comes.
+struct Silent;
+
+impl http_body::Body for Silent {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reader_of_revision_zero_that_takes_nothing_does_not_stop_its_carrier_for_ever() {
+    let config = Config { window: 1000, ..Config::default() };
+    let end = End::new(Server::new(config, Negotiated::No));
+    let mut begun = call(1);
+    if let Some(Frame::NewStream(stream)) = &mut begun.frame {
+        (stream.initial_window_size, stream.protocol_revision) = (0, 0);
+    }
+    receive(&end, begun);
+    let id = end.until(Server::accept).await.expect("a call").id;
+    receive(&end, message(1, 5000));
+    assert!(end.lock().protocol.is_overfull());
+    let reading = tokio::spawn({
+        let end = end.clone();
+        async move {
+            let mut incoming = Streaming::new_request(tonic_prost::ProstDecoder::default(), Silent, None, None);
+            end.read(&mut incoming).await
+        }
+    });
+    tokio::time::sleep(STALLED - Duration::from_secs(1)).await;
+    assert!(!end.with(|server| server.is_over(id)).expect("it stands"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(end.with(|server| server.is_over(id)).expect("it stands"), "others get through");
+    end.end(CloseReason::Shutdown);
+    reading.await.expect("no panic");
+}

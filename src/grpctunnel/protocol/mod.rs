@@ -24,7 +24,7 @@
 //! | received and not read, of one call | its window, and eight bytes for each message in it; and its metadata |
 //! | its window | [`Config::start`]; it grows up to [`Config::window`], as long as the windows of all calls together grow by no more than half of [`Config::max_unread`] |
 //! | metadata of a call, each of request, response headers, and trailers with their status | [`Config::max_metadata`], as HTTP/2 counts; what is kept of them counts as what it takes |
-//! | received and not read, of all calls of revision zero, which has no windows | one window; then [`is_overfull`](Server::is_overfull) |
+//! | received and not read, of all calls of revision zero, which has no windows | one window; then [`is_overfull`](Server::is_overfull), for which the driver sets a limit in time |
 //! | received and not read, of all calls | [`Config::max_unread`], if the driver sees to [`unread`](Server::unread) and [`end_most`](Server::end_most), and one frame more |
 //! | written and not sent, of one call | [`Config::max_queued`] and one piece more, if the driver asks `has_room` |
 //! | calls that a server takes at once | [`Config::max_streams`]; more are refused |
