@@ -99,6 +99,19 @@ async fn watch_tells_who_comes_and_goes() {
     }
 }
 
+/// As `dialback agents --watch | head -1` has it.
+#[tokio::test]
+async fn watch_ends_when_nobody_reads_any_more() {
+    let (rig, _gateway, url) = start().await;
+    let mut child = agents(&url, &["-watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    soon("a line", lines.next_line()).await.unwrap().expect("a line");
+    drop(lines);
+    rig.agent.shutdown(Duration::ZERO).await;
+    let status = soon("the end", child.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
 #[tokio::test]
 async fn what_is_no_gateway_is_told() {
     let rig = Rig::start().await;

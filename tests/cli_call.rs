@@ -133,9 +133,14 @@ async fn what_is_sent_and_received_is_told_on_stderr() {
     let (_server, address) = start().await;
     let call =
         ["call", "-plaintext", "-v", "-H", "x-one: 1", "-rpc-header", "X-Two: ${TWO}", "-reflect-header", "x-three: 3"];
-    let mut command = dialback(&[&call[..], &["-expand-headers", &address, UNARY]].concat());
-    command.env("TWO", "2").env("DIALBACK_TOKEN", "secret");
-    let answer = finish(command, "").await;
+    let with_token = async |server: &[&str]| {
+        let mut command = dialback(&[&call[..], &["-expand-headers"], server, &[UNARY]].concat());
+        command.env("TWO", "2").env("DIALBACK_TOKEN", "secret");
+        finish(command, "").await
+    };
+    let other = with_token(&[&address]).await;
+    assert!(other.code == 0 && !other.err.contains("authorization"), "it is for hubs alone: {}", other.err);
+    let answer = with_token(&["--gateway", &address]).await;
     assert_eq!((answer.code, answer.out.as_str()), (0, "{}\n"));
     for part in [
         "rpc Unary ( .dialback.kinds.v1.Kinds ) returns ( .dialback.kinds.v1.Kinds );",

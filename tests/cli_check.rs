@@ -141,6 +141,8 @@ async fn wrong_configuration_is_told_before_anything_is_dialled() {
     fs::write(site.path("dialback.toml"), "[agent]\nhubs = \"a:1\"\n").unwrap();
     let (code, text) = site.check("127.0.0.1:1", &["--config", file.to_str().unwrap()]).await;
     assert!(code == 64 && text.contains("dialback.toml:2") && text.contains("hub"), "{code} {text}");
+    let (code, text) = site.check("127.0.0.1:1", &["--proxy", "me:secret@a:1", "--print-config"]).await;
+    assert!(code == 0 && text.contains("[agent]") && !text.contains("secret"), "{code} {text}");
     let (code, text) = site.check("127.0.0.1:1", &["--proxy", "http://a:1", "--no-proxy"]).await;
     assert!(code == 64 && text.contains("--no-proxy"), "{code} {text}");
 }

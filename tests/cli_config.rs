@@ -53,6 +53,7 @@ async fn flags_count_before_variables_before_the_file_before_defaults() {
         (with_flag, vec![variable], "[\"127.0.0.1:9\"] # flag".into()),
         (config.to_vec(), vec![("DIALBACK_HUB_LISTEN", "")], in_file.clone()),
         (vec!["hub"], vec![("DIALBACK_CONFIG", &*file)], in_file),
+        (vec!["hub"], vec![("DIALBACK_CONFIG", "")], "[\"0.0.0.0:2222\"] # default".to_owned()),
     ];
     for (arguments, variables, expected) in cases {
         let printed = printed(&arguments, &variables).await;
@@ -191,11 +192,11 @@ async fn help_is_what_it_was() {
         let help = String::from_utf8(output.stdout).expect("UTF-8");
         assert!(!help.contains('\u{1b}'), "it is coloured in a pipe");
         let path = repository(&format!("tests/snapshots/{role}_help.txt"));
-        if std::env::var_os("DIALBACK_UPDATE_SNAPSHOTS").is_some() {
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
             fs::write(&path, &help).expect("write");
         }
         let expected = fs::read_to_string(&path).expect("the snapshot");
-        assert_eq!(help, expected, "if it should be so, run this test with DIALBACK_UPDATE_SNAPSHOTS=1");
+        assert_eq!(help, expected, "if it should be so, run this test with UPDATE_SNAPSHOTS=1");
     }
 }
 

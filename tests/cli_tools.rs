@@ -66,6 +66,11 @@ fn private_keys_are_for_their_owner_alone_and_never_overwritten() {
     let (code, said) = failed(directory.path(), &["keygen", "agent", "laptop-1", "--key", "new/keys/id"]);
     assert!(code == 1 && said.contains("--existing"), "{code} {said}");
     assert_eq!(fs::read(&key).unwrap(), before);
+    fs::write(directory.path().join("other.pub"), "somebody's").unwrap();
+    let (code, said) = failed(directory.path(), &["keygen", "agent", "other"]);
+    assert!(code == 1 && said.contains("other.pub is there already"), "{code} {said}");
+    assert_eq!(fs::read_to_string(directory.path().join("other.pub")).unwrap(), "somebody's");
+    assert!(!directory.path().join("other").exists());
     let (again, _) = done(directory.path(), &["keygen", "agent", "laptop-1", "--key", "new/keys/id", "--existing"]);
     assert_eq!(again, line);
 }

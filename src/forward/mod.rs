@@ -214,7 +214,9 @@ impl Forwards {
     async fn pass_on(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (mut head, body) = request.into_parts();
         let table = self.table();
-        let service = head.uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
+        // One slash and no more, as the gateway's policies have it.
+        let path = head.uri.path();
+        let service = path.strip_prefix('/').and_then(|name| name.split('/').next()).unwrap_or_default();
         let Some((_, local)) = table.rules.iter().find(|(matches, _)| matches.takes(service)) else {
             let text = format!("this agent forwards no service `{}`", service.escape_debug());
             return refuse(Status::unimplemented(text), &mut respond);

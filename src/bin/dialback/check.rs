@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::agent::{builder, explain, forwards};
 use crate::config::{Address, AgentKeys, Config, ConfigArgs};
 use crate::failure::Failure;
+use crate::grpc::print;
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -109,6 +110,9 @@ impl Step {
 /// Runs `dialback check`.
 pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
     let config = Config::load(&args.agent)?;
+    if args.agent.print {
+        return print(config.print().as_bytes());
+    }
     let file = args.agent.file().map_or("no file, flags and environment alone".into(), display);
     // What is missing or cannot be read is told before anything is dialled.
     let (_, first) = builder(&config.own).await?;

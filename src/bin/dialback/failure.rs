@@ -12,6 +12,8 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::grpc::printable;
+
 const GENERAL: u8 = 1;
 const USAGE: u8 = 64;
 /// What a shell says of a program that SIGINT has ended.
@@ -82,7 +84,7 @@ impl Failure {
             Message::Silent => {}
             Message::Text(text) => {
                 // Nobody is left to be told that stderr is gone.
-                let _ = writeln!(anstream::stderr(), "dialback: {text}");
+                let _ = writeln!(anstream::stderr(), "dialback: {}", printable(&text));
             }
             Message::Usage(error) => {
                 let _ = error.print(); // the same

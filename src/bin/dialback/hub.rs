@@ -265,10 +265,11 @@ impl Service<HubKeys> for Running {
 
     async fn shutdown(&self, grace: Duration) {
         self.is_draining.store(true, Ordering::Relaxed);
-        let ends = Instant::now() + grace;
+        let ends = Instant::now().checked_add(grace);
         if let Some(gateway) = &self.gateway {
             gateway.shutdown(grace).await;
         }
-        self.hub.shutdown(ends.saturating_duration_since(Instant::now())).await;
+        let left = ends.map_or(grace, |ends| ends.saturating_duration_since(Instant::now()));
+        self.hub.shutdown(left).await;
     }
 }

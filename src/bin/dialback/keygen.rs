@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use dialback::{AgentId, PrivateKey, PublicKey};
 
 use crate::failure::Failure;
+use crate::grpc::print;
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -91,11 +92,13 @@ fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
             Err(_) => Ok(PrivateKey::from_file(path).map_err(|error| Failure::because("no key", &error))?.public_key()),
         };
     }
-    if path.exists() {
-        return Err(Failure::new(format_args!(
-            "{} is there already, and nothing was changed: `--existing` prints its line",
-            path.display()
-        )));
+    for file in [path, &beside] {
+        if file.exists() {
+            return Err(Failure::new(format_args!(
+                "{} is there already, and nothing was changed: `--existing` prints the key's line",
+                file.display()
+            )));
+        }
     }
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         fs::create_dir_all(directory)
@@ -116,11 +119,7 @@ fn beside(path: &Path) -> PathBuf {
 fn put(lines: &[String], to: &LineArgs, whose: &str) -> Result<(), Failure> {
     let Some(path) = &to.append else {
         say(format_args!("for {whose}:"));
-        let mut out = std::io::stdout().lock();
-        for line in lines {
-            writeln!(out, "{line}").map_err(|error| Failure::because("cannot print", &error))?;
-        }
-        return Ok(());
+        return print(format!("{}\n", lines.join("\n")).as_bytes());
     };
     let failed = |error: &std::io::Error| Failure::because(format_args!("cannot add to {}", path.display()), error);
     let there = match fs::read_to_string(path) {

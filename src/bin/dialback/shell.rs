@@ -1,13 +1,13 @@
 //! `dialback completions` and `dialback man`: what belongs to a shell and to a manual.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 
 use crate::failure::Failure;
+use crate::grpc::print;
 
 /// Arguments of `completions`.
 #[derive(Debug, Args)]
@@ -51,8 +51,4 @@ pub(crate) fn man(args: ManArgs, command: Command) -> Result<(), Failure> {
             written.map_err(|error| Failure::because(format_args!("cannot write to {}", directory.display()), &error))
         }
     }
-}
-
-fn print(text: &[u8]) -> Result<(), Failure> {
-    std::io::stdout().write_all(text).map_err(|error| Failure::because("cannot print", &error))
 }

@@ -1,5 +1,6 @@
 //! The flags and environment variables of a daemon, made from its settings.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::PathBuf;
@@ -74,7 +75,7 @@ impl<T: Table> clap::Args for ConfigArgs<T> {
             .value_name("FILE")
             .env("DIALBACK_CONFIG")
             .hide_env_values(true)
-            .value_parser(clap::value_parser!(PathBuf))
+            .value_parser(clap::builder::OsStringValueParser::new())
             .help_heading("Daemon")
             .help("A configuration file in TOML; each flag is a key in its table, what is given by flag or environment counts before it, and paths in it are relative to it");
         let print = Arg::new("print-config")
@@ -113,7 +114,7 @@ impl<T: Table> clap::FromArgMatches for ConfigArgs<T> {
                 given.insert(id, value);
             }
         }
-        let file = matches.get_one::<PathBuf>("config").filter(|path| !path.as_os_str().is_empty()).cloned();
+        let file = matches.get_one::<OsString>("config").filter(|path| !path.is_empty()).map(PathBuf::from);
         Ok(Self { file, print: matches.get_flag("print-config"), given, of: PhantomData })
     }
 

@@ -34,7 +34,7 @@ fn literal(key: &Key, given: &Given) -> String {
 fn quoted(form: Form, text: &str) -> String {
     match form {
         Form::Number => text.to_owned(),
-        Form::Url => toml::Value::from(without_password(text)).to_string(),
+        Form::Url | Form::Address => toml::Value::from(without_password(text)).to_string(),
         _ => toml::Value::from(text).to_string(),
     }
 }
@@ -42,10 +42,10 @@ fn quoted(form: Form, text: &str) -> String {
 /// `socks5://user:***@proxy:1080`.
 fn without_password(url: &str) -> String {
     let hidden = || {
-        let (scheme, rest) = url.split_once("://")?;
+        let (before, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
         let (user, host) = rest.rsplit_once('@')?;
         let (user, _) = user.split_once(':')?;
-        Some(format!("{scheme}://{user}:***@{host}"))
+        Some(format!("{before}{user}:***@{host}"))
     };
     hidden().unwrap_or_else(|| url.to_owned())
 }
@@ -58,6 +58,7 @@ mod tests {
     fn passwords_are_not_printed() {
         assert_eq!(without_password("http://me:secret@proxy:3128"), "http://me:***@proxy:3128");
         assert_eq!(without_password("http://me:se@cr:et@proxy:3128"), "http://me:***@proxy:3128");
+        assert_eq!(without_password("me:secret@proxy:3128"), "me:***@proxy:3128");
         assert_eq!(without_password("socks5://proxy:1080"), "socks5://proxy:1080");
     }
 }

@@ -18,6 +18,7 @@ use self::logs::Logs;
 use self::signals::{Signals, Told};
 use crate::config::{Config, ConfigArgs, Key, Table};
 use crate::failure::Failure;
+use crate::grpc::print;
 
 /// What runs.
 pub(crate) trait Service<T> {
@@ -59,7 +60,7 @@ where
 {
     let mut config = Config::load(&args)?;
     if args.print {
-        return print(&config.print());
+        return print(config.print().as_bytes());
     }
     let logs = Logs::start(&config.log)?;
     let mut signals = Signals::listen()?;
@@ -115,11 +116,6 @@ where
     Ok(())
 }
 
-fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Failure::because("cannot print", &error))
-}
-
 /// Reads the configuration again. What is wrong with it leaves the one in force as it is.
 fn reload<T: Table, S: Service<T>>(args: &ConfigArgs<T>, config: &mut Config<T>, logs: &Logs, service: &S) {
     notify::reloading();
@@ -134,9 +130,14 @@ fn reload<T: Table, S: Service<T>>(args: &ConfigArgs<T>, config: &mut Config<T>,
         Ok((new, left))
     });
     match taken {
-        Ok((new, left)) => {
+        Ok((mut new, left)) => {
             for key in &left {
                 tracing::warn!(key = key.name(), "changed, and counts from the next start on");
+                // The next time it is compared with what is in force.
+                match config.values.get(&key.id()) {
+                    Some(before) => new.values.insert(key.id(), before.clone()),
+                    None => new.values.remove(&key.id()),
+                };
             }
             *config = new;
             tracing::info!(file = ?args.file(), "configuration read");

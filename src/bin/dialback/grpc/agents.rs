@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::args::{MetadataArgs, SchemaArgs, ServerArgs};
-use super::output::{print, printable};
+use super::output::{print, print_on, printable};
 use super::schema::Schema;
 use super::session::{Session, in_time, or_interrupted};
 use super::{status, target};
@@ -61,8 +61,8 @@ enum Form {
 }
 
 /// Runs `dialback agents`.
-pub(crate) async fn agents(args: AgentsArgs) -> Result<(), Failure> {
-    let gateway = args.server.gateway.as_deref().unwrap_or(GATEWAY);
+pub(crate) async fn agents(mut args: AgentsArgs) -> Result<(), Failure> {
+    let gateway = args.server.gateway.get_or_insert_with(|| GATEWAY.into());
     let target = target::parse(gateway, args.server.unix).map_err(Failure::usage)?;
     let session = or_interrupted(Session::open(target, &args.metadata, &args.server)).await?;
     session
@@ -121,7 +121,11 @@ async fn keep_table(
 ) -> Result<Result<(), Status>, Failure> {
     loop {
         match list(session, hub).await {
-            Ok(agents) => print(format!("{CLEAR}{}", shown(&agents, Form::Table)).as_bytes())?,
+            Ok(agents) => {
+                if !print_on(format!("{CLEAR}{}", shown(&agents, Form::Table)).as_bytes())? {
+                    return Ok(Ok(()));
+                }
+            }
             Err(status) => return Ok(Err(status)),
         }
         match tokio::time::timeout(AGAIN, changes.message()).await {
@@ -164,7 +168,9 @@ async fn tell_changes(mut changes: Streaming<WatchAgentsResponse>, form: Form) -
                 lines += &gone(&agent, form);
             }
         }
-        print(lines.as_bytes())?;
+        if !print_on(lines.as_bytes())? {
+            return Ok(Ok(()));
+        }
     }
 }
 

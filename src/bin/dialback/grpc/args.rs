@@ -19,7 +19,7 @@ ADDRESS is HOST:PORT, a URL (http:// is without TLS) or unix:PATH. It may be lef
 Flags may be written with one dash, as grpcurl has them: -plaintext, -max-time 3.
 
 Environment:
-  DIALBACK_TOKEN  sent as `authorization: Bearer TOKEN`, so that it need be in no argument
+  DIALBACK_TOKEN  sent to a hub's gateway as `authorization: Bearer TOKEN` (with --gateway or --agent)
 
 Exit codes:
   0 done, 1 it did not work, 64 wrong arguments, 130 Ctrl-C,

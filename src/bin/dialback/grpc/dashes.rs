@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use clap::{Arg, Command};
 
 /// The commands whose flags may have one dash.
-const COMMANDS: [&str; 4] = ["call", "list", "describe", "health"];
+const COMMANDS: [&str; 5] = ["agents", "call", "list", "describe", "health"];
 
 /// Rewrites the arguments of a gRPC client's command, and leaves all others as they are: a flag with one dash gets two, a
 /// value that follows its flag is joined to it whatever it begins with, and a switch may be given a value (`-v=false`).

@@ -6,7 +6,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::args::{HealthArgs, SchemaArgs};
-use super::output::print;
+use super::output::{print, print_on};
 use super::schema::Schema;
 use super::session::{Deadline, Session, no_server, or_interrupted};
 use super::{fleet, status, target};
@@ -63,7 +63,12 @@ async fn converse(session: &Session, watch: bool, service: String) -> Result<Res
     let mut last = ServingStatus::Unknown;
     loop {
         match changes.message().await {
-            Ok(Some(response)) => last = show(&response)?,
+            Ok(Some(response)) => {
+                last = response.status();
+                if !print_on(format!("{}\n", last.as_str_name()).as_bytes())? {
+                    return Ok(Ok(last));
+                }
+            }
             Ok(None) => return Ok(Ok(last)),
             Err(status) => return Ok(Err(status)),
         }

@@ -27,7 +27,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    pub(super) fn read(args: &MetadataArgs) -> Result<Self, Failure> {
+    pub(super) fn read(args: &MetadataArgs, is_hub: bool) -> Result<Self, Failure> {
         let mut metadata = Self::default();
         for header in &args.header {
             let header = expanded(header, args)?;
@@ -40,7 +40,7 @@ impl Metadata {
         for header in &args.reflect_header {
             put(&mut metadata.questions, &expanded(header, args)?)?;
         }
-        let token = token(args)?;
+        let token = token(args, is_hub)?;
         for map in [&mut metadata.call, &mut metadata.questions] {
             if let Some(agent) = &args.agent {
                 let usage = |error: &dyn fmt::Display| Failure::usage(format!("--agent {agent}: {error}"));
@@ -66,11 +66,12 @@ impl Metadata {
     }
 }
 
-/// The token of a file, or of the environment. What the arguments name counts before what is there anyway.
-fn token(args: &MetadataArgs) -> Result<Option<String>, Failure> {
+/// The token of a file, or for a hub that of the environment. What the arguments name counts before what is there anyway.
+fn token(args: &MetadataArgs, is_hub: bool) -> Result<Option<String>, Failure> {
     let token = match &args.token_file {
         Some(path) => fs::read_to_string(path)
             .map_err(|error| Failure::because(format!("the token in {} cannot be read", path.display()), &error))?,
+        None if !is_hub => return Ok(None),
         None => match env::var(TOKEN) {
             Ok(token) => token,
             Err(env::VarError::NotPresent) => return Ok(None),

@@ -32,3 +32,4 @@ pub(crate) use self::dashes::double_dashes;
 pub(crate) use self::describe::describe;
 pub(crate) use self::health::health;
 pub(crate) use self::list::list;
+pub(crate) use self::output::{print, printable};

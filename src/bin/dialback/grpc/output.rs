@@ -58,18 +58,22 @@ impl Output {
 }
 
 /// Writes a text at once, for commands that say one thing. A reader that has gone away is no failure.
-pub(super) fn print(text: &[u8]) -> Result<(), Failure> {
+pub(crate) fn print(text: &[u8]) -> Result<(), Failure> {
+    print_on(text).map(|_| ())
+}
+
+/// The same, for commands that go on: false when nobody reads any more.
+pub(super) fn print_on(text: &[u8]) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::because("stdout cannot be written", &error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::because("stdout cannot be written", &error)),
     }
 }
 
 /// Takes what a terminal would obey out of a text that somebody else wrote.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let safe = |c: char| {
         if c.is_control() && !matches!(c, '\n' | '\t') { c.escape_default().collect() } else { c.to_string() }
     };

@@ -228,7 +228,9 @@ impl Printer {
         enums.iter().for_each(|inner| self.enumeration(inner));
 
         let proto = message.descriptor_proto();
-        let range = |start: Option<i32>, end: Option<i32>| (start.unwrap_or_default(), end.unwrap_or_default() - 1);
+        let range = |start: Option<i32>, end: Option<i32>| {
+            (start.unwrap_or_default(), end.unwrap_or_default().saturating_sub(1))
+        };
         let extensions = proto.extension_range.iter().map(|r| range(r.start, r.end)).collect();
         self.ranges("extensions", extensions, LAST_FIELD);
         let mut extensions: Vec<_> = message.child_extensions().collect();

@@ -57,7 +57,9 @@ impl Deadline {
 impl Session {
     /// Dials a server.
     pub(super) async fn open(target: Target, metadata: &MetadataArgs, server: &ServerArgs) -> Result<Self, Failure> {
-        let metadata = Metadata::read(metadata)?;
+        // The environment's token is for hubs, and for no other server that is called from the same shell.
+        let is_hub = metadata.agent.is_some() || server.gateway.as_deref() == Some(&*target.text);
+        let metadata = Metadata::read(metadata, is_hub)?;
         let deadline = Deadline::of(server);
         let connection = in_time(deadline, dial(&target, server)).await?;
         Ok(Self { target, metadata, deadline, connection })
