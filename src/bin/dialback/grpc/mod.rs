@@ -21,6 +21,7 @@ mod reflection;
 mod schema;
 mod session;
 mod sniff;
+mod sound;
 mod status;
 mod target;
 mod tls;

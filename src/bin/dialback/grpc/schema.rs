@@ -14,6 +14,7 @@ use tonic::Status;
 
 use super::args::SchemaArgs;
 use super::reflection::{Reflection, Unanswered};
+use super::sound::sound;
 use crate::failure::Failure;
 
 /// What one server may make a client load: far more than any schema has.
@@ -285,6 +286,7 @@ impl Schema {
         // One that fails may leave its pool in disorder.
         let mut pool = self.pool.clone();
         pool.decode_file_descriptor_set(set.as_slice()).map_err(|error| Unknown::Invalid(error.to_string()))?;
+        sound(&pool).map_err(Unknown::Invalid)?;
         self.pool = pool;
         Ok(())
     }
@@ -351,9 +353,11 @@ fn from_sets(args: &SchemaArgs) -> Result<DescriptorPool, Failure> {
         // Two sets one after the other are one: https://protobuf.dev/programming-guides/encoding/#last-one-wins
         all.extend(set);
     }
-    DescriptorPool::decode(all.as_slice()).map_err(|error| {
+    let pool = DescriptorPool::decode(all.as_slice()).map_err(|error| {
         Failure::because("the descriptors cannot be used (protoc --include_imports writes all)", &error)
-    })
+    })?;
+    sound(&pool).map_err(|why| Failure::new(format!("the descriptors cannot be used: {why}")))?;
+    Ok(pool)
 }
 
 fn from_sources(args: &SchemaArgs) -> Result<DescriptorPool, Failure> {
