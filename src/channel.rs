@@ -39,7 +39,8 @@ use crate::ssh::OwnChannel;
 /// Calls fail with [`Status`]. With no tunnel they fail at once, `UNAVAILABLE` and [`DialError`](crate::DialError)'s text, or
 /// [wait for one](TunnelChannel::wait_for_ready); calls in flight when the tunnel is lost fail `UNAVAILABLE` with the
 /// agent's name and the reason. A call that never reached the agent, because its tunnel has just ended, is being renewed
-/// or takes no more channels, is sent once more, on another tunnel if there is one.
+/// or takes no more channels, is sent once more, on another tunnel if there is one. By a tunnel of
+/// [grpctunnel](crate#features) that is so of calls that find it ended, and not of those that waited in it to be sent.
 ///
 /// Which tunnel took a call is in its response's extensions, as a [`TunnelId`](crate::TunnelId).
 ///

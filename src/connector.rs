@@ -36,7 +36,8 @@ pub enum DialError {
         /// Why and when.
         gone: Disconnected,
     },
-    /// The agent is connected but has never offered to be called: it sent no forward request for `/grpc-tunnel`.
+    /// The agent is connected but has never offered to be called: it sent no forward request for `/grpc-tunnel`, or, over
+    /// [grpctunnel](crate#features), its settings have not come yet.
     #[error("agent `{agent}` is connected but has not asked to be called: it sent no forward request for /grpc-tunnel")]
     NotReady {
         /// The agent.

@@ -121,8 +121,9 @@ impl TunnelServiceBuilder {
     /// [`Authorizer`](crate::Authorizer) judges that by the carrier's metadata ([`Credential::Metadata`]); the built-in ones,
     /// which judge keys, refuse all. Or [`identify`](Self::identify) tells.
     ///
-    /// While a tunnel of an id lives, one that is opened with other `authorization` metadata is refused. For tokens that
-    /// change, or identity by other means, as TLS certificates, the grant says who [holds the id](Grant::holder).
+    /// While a tunnel of an id can be called, and is not being drained, one that is opened with other `authorization` metadata
+    /// is refused. For tokens that change, or identity by other means, as TLS certificates, the grant says who
+    /// [holds the id](Grant::holder).
     pub fn reverse(mut self, hub: &Hub) -> Self {
         self.hub = Some(hub.door());
         self

@@ -63,7 +63,6 @@ impl Failure {
     }
 
     /// A call ended with a status that is not OK, which was printed.
-    #[allow(dead_code)] // for the client
     pub(crate) fn call(code: tonic::Code) -> Self {
         Self { code: USAGE + code as u8, message: Message::Silent }
     }
