@@ -538,3 +538,21 @@ async fn ten_thousand_dials_that_are_given_up_leave_nothing() {
         cancelled_opens(1_000, Answer::Rejected).await;
     }
 }
+
+/// Callers with less patience than connecting takes share one attempt: if each began its own, none would ever come to its end,
+/// and their channels would pile up.
+#[tokio::test]
+async fn calls_in_a_hurry_share_one_attempt_to_connect() {
+    let rig = Rig::builder().hub(|hub| hub.max_channels(1)).proxy().start().await;
+    rig.hub.wait_for(AGENT).await.unwrap();
+    rig.proxy().set(Way::Both, |link| link.delay = Duration::from_millis(100));
+    let mut client = EchoClient::new(rig.hub.channel(AGENT).unwrap());
+
+    for round in 0..300 {
+        let answer = timeout(Duration::from_millis(1), client.unary(payload("hurry"))).await;
+        assert!(!matches!(answer, Ok(Err(_))), "round {round}: {answer:?}");
+    }
+
+    let answer = soon("an answer", client.unary(payload("patience"))).await.unwrap();
+    assert_eq!(answer.into_inner().data, b"patience");
+}

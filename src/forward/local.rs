@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::uri::{Authority, Scheme};
 use rustls::pki_types::ServerName;
+use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 
@@ -16,7 +17,7 @@ use super::rule::Place;
 #[cfg(unix)]
 use crate::carrier::unix;
 use crate::carrier::{DialFailure, Stream, tcp};
-use crate::http2::{Connections, Lease, Usage, begin};
+use crate::http2::{Connections, Lease, Unconnected, Usage, begin};
 
 /// How long connecting may take, with TLS.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,14 +62,19 @@ impl Local {
     }
 
     /// A place for one call, on a connection that stands. `Err` is for whoever calls.
-    pub(super) async fn place(&self) -> Result<(SendRequest<Bytes>, Lease), String> {
+    pub(super) async fn place(self: &Arc<Self>) -> Result<(SendRequest<Bytes>, Lease), String> {
         let mut tried = false;
         loop {
-            let limit = async {
-                tokio::time::sleep(PATIENCE).await;
-                self.unreachable(format!("it did not answer within {PATIENCE:?}"))
+            let connect = |usage| {
+                let this = self.clone();
+                async move { this.connect(&usage).await }
             };
-            let (sender, lease) = self.connections.get_by(async |usage| self.connect(usage).await, limit).await?;
+            let made = self.connections.get_by(&Handle::current(), PATIENCE, connect).await;
+            let (sender, lease) = made.map_err(|error| match error {
+                Unconnected::Failed(said) => said,
+                Unconnected::TimedOut => self.unreachable(format!("it did not answer within {PATIENCE:?}")),
+                Unconnected::Ended => self.unreachable("the agent is ending".into()),
+            })?;
             match sender.ready().await {
                 Ok(sender) => return Ok((sender, lease)),
                 // It may have said goodbye long before its last call ends.

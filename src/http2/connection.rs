@@ -3,13 +3,15 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{self, ResponseFuture, SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::OnceCell;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
 use super::awaited::{Awaited, Resets};
 use super::held::Held;
@@ -26,19 +28,36 @@ const CALLS_AT_FIRST: usize = 100;
 
 /// The connections of one tunnel, in the order in which they were made.
 ///
-/// The first is made by the first call, by one of several that come at once; each further one when all before it are
+/// The first is made for the first call, once for several that come at once; each further one when all before it are
 /// full, have half their window taken by slow readers, or carry an upload that has stood still for a second. One that has
 /// ended is replaced by the next call.
 #[derive(Default)]
 pub(crate) struct Connections(Mutex<Vec<Arc<Connection>>>);
 
 /// One connection, or the attempt to make it.
-#[derive(Default)]
 struct Connection {
     /// It keeps the connection standing.
-    sender: OnceCell<SendRequest<Bytes>>,
+    sender: OnceLock<SendRequest<Bytes>>,
+    /// Who attempts to make it has the one permit.
+    attempt: Arc<Semaphore>,
     /// The connection's driver has a part in this, and in nothing that keeps it standing.
     usage: Arc<Usage>,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self { sender: OnceLock::new(), attempt: Arc::new(Semaphore::new(1)), usage: Arc::default() }
+    }
+}
+
+/// Why there is no connection.
+pub(crate) enum Unconnected<E> {
+    /// The attempt to make it failed.
+    Failed(E),
+    /// It takes too long.
+    TimedOut,
+    /// The runtime has ended on which it was to be made.
+    Ended,
 }
 
 pub(crate) struct Usage {
@@ -101,6 +120,37 @@ impl Haste {
 }
 
 impl Connection {
+    /// Waits until it stands. The attempt goes on when its caller has left: callers in a hurry would begin one each, and none
+    /// would ever have a connection. One that fails leaves it to the next in line.
+    async fn made<F, E>(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        limit: Duration,
+        connect: impl FnOnce(Arc<Usage>) -> F,
+    ) -> Result<SendRequest<Bytes>, Unconnected<E>>
+    where
+        F: Future<Output = Result<SendRequest<Bytes>, E>> + Send + 'static,
+        E: Send + 'static,
+    {
+        // The semaphore is never closed.
+        let Ok(turn) = self.attempt.clone().acquire_owned().await else { return Err(Unconnected::Ended) };
+        if let Some(sender) = self.sender.get() {
+            return Ok(sender.clone());
+        }
+        let (answer, made) = oneshot::channel();
+        let (connection, attempt) = (self.clone(), connect(self.usage.clone()));
+        runtime.spawn(async move {
+            let result = match timeout(limit, attempt).await {
+                Ok(result) => result.map_err(Unconnected::Failed),
+                Err(_) => Err(Unconnected::TimedOut),
+            };
+            let result = result.map(|sender| connection.sender.get_or_init(|| sender).clone());
+            drop(turn);
+            let _ = answer.send(result); // nobody may be waiting
+        });
+        made.await.unwrap_or(Err(Unconnected::Ended))
+    }
+
     fn has_room(&self) -> bool {
         let allowed = match self.sender.get() {
             Some(sender) => sender.current_max_send_streams().clamp(1, CALLS_PER_CONNECTION),
@@ -156,28 +206,42 @@ impl Connections {
 
     /// A place for one call, on a connection that stands.
     pub(crate) async fn get(&self, session: &Arc<Session>) -> Result<(SendRequest<Bytes>, Lease), DialError> {
-        let limit = async {
-            session.sleep(session.open_timeout).await;
-            DialError::TimedOut { agent: session.agent.clone(), after: session.open_timeout }
-        };
-        self.get_by(async |usage| connect(session, usage).await, limit).await
+        let limit = session.open_timeout;
+        let made = self.get_by(&session.runtime, limit, |usage| handshake(session.clone(), usage)).await;
+        match made {
+            Ok(made) => Ok(made),
+            Err(Unconnected::Failed(error)) => Err(error),
+            Err(Unconnected::TimedOut) => Err(DialError::TimedOut { agent: session.agent.clone(), after: limit }),
+            Err(Unconnected::Ended) => {
+                Err(DialError::Disconnected { agent: session.agent.clone(), gone: session.closed().await })
+            }
+        }
     }
 
-    /// The same, where connections are made by `connect`, for which `limit` is how long it may take.
-    pub(crate) async fn get_by<E>(
+    /// The same, where connections are made by `connect`, which may take as long as `limit`. It runs on `runtime`.
+    pub(crate) async fn get_by<F, E>(
         &self,
-        connect: impl AsyncFnOnce(&Arc<Usage>) -> Result<SendRequest<Bytes>, E>,
-        limit: impl Future<Output = E>,
-    ) -> Result<(SendRequest<Bytes>, Lease), E> {
+        runtime: &Handle,
+        limit: Duration,
+        connect: impl FnOnce(Arc<Usage>) -> F,
+    ) -> Result<(SendRequest<Bytes>, Lease), Unconnected<E>>
+    where
+        F: Future<Output = Result<SendRequest<Bytes>, E>> + Send + 'static,
+        E: Send + 'static,
+    {
         let lease = self.reserve();
         if let Some(sender) = lease.0.sender.get() {
             return Ok((sender.clone(), lease));
         }
-        // One that is refused leaves it to the next in line: none of them waits longer than for one attempt.
+        // The caller may be outside of any runtime. It waits no longer than for one attempt.
+        let late = {
+            let _inside = runtime.enter();
+            tokio::time::sleep(limit)
+        };
         let made = tokio::select! {
             biased;
-            made = lease.0.sender.get_or_try_init(|| connect(&lease.0.usage)) => made.cloned(),
-            error = limit => Err(error),
+            made = lease.0.made(runtime, limit, connect) => made,
+            () = late => Err(Unconnected::TimedOut),
         };
         made.map(|sender| (sender, lease))
     }
@@ -197,15 +261,6 @@ impl Connections {
     /// Lets go of the connections: each closes when its last call has ended.
     pub(crate) fn retire(&self) {
         self.lock().clear();
-    }
-}
-
-/// Connects on the session's own runtime: the caller's may end, or stand still, while others use the connection.
-async fn connect(session: &Arc<Session>, usage: &Arc<Usage>) -> Result<SendRequest<Bytes>, DialError> {
-    let connecting = session.runtime.spawn(handshake(session.clone(), usage.clone()));
-    match connecting.await {
-        Ok(connected) => connected,
-        Err(_) => Err(DialError::Disconnected { agent: session.agent.clone(), gone: session.closed().await }),
     }
 }
 

@@ -19,7 +19,7 @@ mod upload;
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
 #[cfg(feature = "gateway")]
-pub(crate) use self::connection::{Usage, begin};
+pub(crate) use self::connection::{Unconnected, Usage, begin};
 #[cfg(feature = "gateway")]
 pub(crate) use self::exchange::{Clock, Exchange, Rings, end, expired, reached, refuse};
 #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
