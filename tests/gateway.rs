@@ -39,6 +39,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+const DOWNLOAD: &str = "/dialback.echo.v1.Echo/Download";
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn bind(gateway: GatewayBuilder) -> Gateway {
@@ -487,6 +488,27 @@ async fn deadlines_hold_for_caller_and_handler() {
     assert!(begun.elapsed() >= 2 * SECOND);
 }
 
+/// To a client, a status within a message is a broken stream, whatever it says.
+#[tokio::test]
+async fn deadline_within_a_message_cancels_the_call() {
+    let rig = Rig::start().await;
+    let gateway = bind(Gateway::builder(&rig.hub).max_duration(SECOND / 3)).await;
+    let stream = TcpStream::connect(gateway.local_addr()).await.unwrap();
+    let slow = RawClient::over(stream, |builder| builder.initial_window_size(1000)).await;
+    let (answer, mut body) = slow.begin(with(DOWNLOAD, &[("dialback-agent", AGENT), ("echo-size", "5000")])).await;
+    body.send_data(framed(b""), true).unwrap();
+    let mut unread = soon("the head", answer).await.unwrap().into_body();
+    let mut len = 0;
+    let end = loop {
+        match soon("data, or the end", unread.data()).await {
+            Some(Ok(data)) => len += data.len(),
+            end => break end,
+        }
+    };
+    let reason = end.as_ref().and_then(|end| end.as_ref().err()).and_then(h2::Error::reason);
+    assert_eq!((len, reason), (1000, Some(h2::Reason::CANCEL)), "{end:?}");
+}
+
 #[tokio::test]
 async fn silent_call_ends_after_its_time_and_a_busy_one_does_not() {
     let rig = Rig::start().await;
@@ -515,7 +537,7 @@ async fn caller_who_does_not_read_loses_its_call_alone() {
     let stream = TcpStream::connect(gateway.local_addr()).await.unwrap();
     let deaf = RawClient::over(stream, |builder| builder.initial_window_size(65_535)).await;
     let flood = [("dialback-agent", AGENT), ("echo-count", "100000"), ("echo-size", "65536")];
-    let (answer, mut body) = deaf.begin(with("/dialback.echo.v1.Echo/Download", &flood)).await;
+    let (answer, mut body) = deaf.begin(with(DOWNLOAD, &flood)).await;
     body.send_data(framed(b""), true).unwrap();
     let mut unread = soon("the head", answer).await.unwrap().into_body();
 
@@ -546,7 +568,7 @@ async fn slow_readers_do_not_take_the_window_of_others() {
         let stream = TcpStream::connect(gateway.local_addr()).await.unwrap();
         let deaf = RawClient::over(stream, |builder| builder.initial_window_size(65_535)).await;
         let flood = [("dialback-agent", AGENT), ("echo-count", "100000"), ("echo-size", "65536")];
-        let (answer, mut body) = deaf.begin(with("/dialback.echo.v1.Echo/Download", &flood)).await;
+        let (answer, mut body) = deaf.begin(with(DOWNLOAD, &flood)).await;
         body.send_data(framed(b""), true).unwrap();
         unread.push((deaf, soon("the head", answer).await.unwrap()));
     }
@@ -569,7 +591,7 @@ async fn readers_that_trickle_lose_their_calls_when_too_much_is_kept() {
     let flood = [("dialback-agent", AGENT), ("echo-count", "100000"), ("echo-size", "65536")];
     let mut calls = JoinSet::new();
     for _ in 0..4 {
-        let (answer, mut body) = trickling.begin(with("/dialback.echo.v1.Echo/Download", &flood)).await;
+        let (answer, mut body) = trickling.begin(with(DOWNLOAD, &flood)).await;
         body.send_data(framed(b""), true).unwrap();
         let mut unread = soon("the head", answer).await.unwrap().into_body();
         calls.spawn(async move {
@@ -1026,7 +1048,7 @@ methods = ["*"]
     // A new version holds from then on; one with a fault does not.
     fs::write(&file, callers.clone() + &rules.replace("Echo/Unary", "Echo/*").replace("berlin", "*")).unwrap();
     soon("the new policy", async {
-        while code(&call(Some("b-token"), AGENT, "/dialback.echo.v1.Echo/Download").await) != Code::Ok {
+        while code(&call(Some("b-token"), AGENT, DOWNLOAD).await) != Code::Ok {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

@@ -115,6 +115,9 @@ impl<F: Fn(h2::Error) -> Status> Exchange<'_, F> {
                 },
                 why = clock.rings() => match why {
                     Rings::Idle if up.moved() + down.moved() != clock.moved => clock.again(up.moved() + down.moved()),
+                    // Clients take a status within a message for a broken stream (INTERNAL), whatever it says. A cancelled one
+                    // is DEADLINE_EXCEEDED to those who know their deadline.
+                    Rings::Deadline if down.is_within_message() => return down.sink().send_reset(Reason::CANCEL),
                     why => break why.status(),
                 },
             }

@@ -9,6 +9,8 @@ mod given;
 mod headers;
 mod held;
 mod keep_alive;
+#[cfg(feature = "gateway")]
+mod messages;
 mod placed;
 #[cfg(feature = "gateway")]
 mod relay;

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 use super::connection::Lease;
 use super::given::Given;
 use super::held::Held;
+use super::messages::Messages;
 use super::upload::HASTY;
 
 /// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
@@ -219,6 +220,7 @@ pub(crate) struct Relay {
     patience: Duration,
     waiting: Option<Waiting>,
     moved: u64,
+    messages: Messages,
     given: Given,
     /// Of the connection that the receiver shares with others.
     shares: Option<Arc<Held>>,
@@ -252,6 +254,7 @@ impl Relay {
             patience,
             waiting: None,
             moved: 0,
+            messages: Messages::default(),
             given: Given::default(),
             shares: None,
             hasty: false,
@@ -282,6 +285,11 @@ impl Relay {
         self.moved
     }
 
+    /// Whether part of a message has gone on, and its rest has not.
+    pub(crate) fn is_within_message(&self) -> bool {
+        self.messages.is_within()
+    }
+
     /// Whether h2 still has what has gone on, at the end of a connection that other calls share.
     pub(crate) fn is_kept(&self) -> bool {
         self.given.is_kept()
@@ -308,6 +316,7 @@ impl Relay {
             let data = self.gathered.queue.pop(if self.shares.is_some() { wanted } else { room });
             let len = data.len();
             let last = self.gathered.queue.is_empty() && matches!(self.gathered.end, Some(None));
+            self.messages.follow(&data);
             let data = if self.shares.is_some() { self.given.watch(data) } else { data };
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);
