@@ -207,9 +207,9 @@ async fn run(#[allow(unused_mut)] mut bench: Bench<'_>) -> Result<(), Failure> {
                     (Case::Dials, Path::DirectTcp) => bench.dials(async || bench.dial_direct().await).await?,
                     (Case::Dials, Path::TunnelDialled) => bench.dials(async || bench.dial_tunnel().await).await?,
                     (Case::Dials, _) => continue, // they do not dial again
-                    (case, Path::DirectTcp) => bench.calls(case, &mut clients.direct).await?,
-                    (case, Path::Tunnel) => bench.calls(case, &mut clients.tunnel).await?,
-                    (case, Path::TunnelDialled) => bench.calls(case, &mut clients.dialled).await?,
+                    (case, Path::DirectTcp) => bench.calls(case, &clients.direct).await?,
+                    (case, Path::Tunnel) => bench.calls(case, &clients.tunnel).await?,
+                    (case, Path::TunnelDialled) => bench.calls(case, &clients.dialled).await?,
                     (case, Path::Gateway) => match &mut clients.gateway {
                         Some(client) => bench.calls(case, client).await?,
                         None => continue,
@@ -252,11 +252,11 @@ impl Bench<'_> {
         Ok(endpoint.connect_with_connector(self.hub.connector(AGENT)?).await?)
     }
 
-    async fn calls<T: Transport>(&self, case: Case, client: &mut EchoClient<T>) -> Result<Figures, Failure> {
+    async fn calls<T: Transport>(&self, case: Case, client: &EchoClient<T>) -> Result<Figures, Failure> {
         let bytes = self.plan.pick(64 << 20, 256 << 20);
         let (mut figures, cpu) = match case {
             Case::Unary => {
-                let (times, cpu) = work::latencies(client, self.plan.pick(500, 1000)).await?;
+                let (times, cpu) = work::task(work::latencies(client.clone(), self.plan.pick(500, 1000))).await?;
                 let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
                 (vec![("p50", "µs", micros(p50)), ("p99", "µs", micros(p99))], cpu)
             }
@@ -266,11 +266,11 @@ impl Bench<'_> {
                 (vec![("rate", "calls/s", rate)], cpu)
             }
             Case::Down(size) => {
-                let (rate, cpu) = work::download(client, bytes, size).await?;
+                let (rate, cpu) = work::task(work::download(client.clone(), bytes, size)).await?;
                 (vec![("rate", "MB/s", rate)], cpu)
             }
             Case::Up(size) => {
-                let (rate, cpu) = work::upload(client, bytes, size).await?;
+                let (rate, cpu) = work::task(work::upload(client.clone(), bytes, size)).await?;
                 (vec![("rate", "MB/s", rate)], cpu)
             }
             Case::Dials => (Vec::new(), None),

@@ -47,16 +47,24 @@ pub(crate) async fn one_call<T: Transport>(client: &mut EchoClient<T>) -> Result
     if answer.data.len() == SMALL { Ok(()) } else { Err("the answer is not what was sent".into()) }
 }
 
+/// Runs it as a task, which those are that make calls. The main thread is none of its runtime's workers: it would have to be
+/// woken for each answer.
+pub(crate) async fn task<R: Send + 'static>(
+    work: impl Future<Output = Result<R, Failure>> + Send + 'static,
+) -> Result<R, Failure> {
+    tokio::spawn(work).await?
+}
+
 /// How long calls take, one after the other, shortest first; and the CPU time of each.
 pub(crate) async fn latencies<T: Transport>(
-    client: &mut EchoClient<T>,
+    mut client: EchoClient<T>,
     calls: usize,
 ) -> Result<(Vec<Duration>, Option<Duration>), Failure> {
     let mut times = Vec::with_capacity(calls);
     let cpu = Cpu::start();
     for _ in 0..calls {
         let started = Instant::now();
-        one_call(client).await?;
+        one_call(&mut client).await?;
         times.push(started.elapsed());
     }
     let each = cpu.elapsed().map(|cpu| cpu / u32::try_from(calls).unwrap_or(u32::MAX));
@@ -96,7 +104,7 @@ type Stream = (f64, Option<Duration>);
 
 /// From the server to the client.
 pub(crate) async fn download<T: Transport>(
-    client: &mut EchoClient<T>,
+    mut client: EchoClient<T>,
     bytes: u64,
     size: usize,
 ) -> Result<Stream, Failure> {
@@ -112,7 +120,7 @@ pub(crate) async fn download<T: Transport>(
 
 /// From the client to the server.
 pub(crate) async fn upload<T: Transport>(
-    client: &mut EchoClient<T>,
+    mut client: EchoClient<T>,
     bytes: u64,
     size: usize,
 ) -> Result<Stream, Failure> {
