@@ -213,6 +213,42 @@ async fn handlers_learn_whose_tunnel_it_is_and_what_it_was_opened_with() {
     assert!(carrier.peer_addr().expect("an address").ip().is_loopback());
 }
 
+/// A service that answers HTTP and not gRPC, as a proxy in front of one does.
+#[derive(Clone)]
+struct Plain(http::StatusCode);
+
+impl Service<http::Request<Body>> for Plain {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+        let mut response = http::Response::new(Body::empty());
+        *response.status_mut() = self.0;
+        std::future::ready(Ok(response))
+    }
+}
+
+impl NamedService for Plain {
+    const NAME: &'static str = "dialback.echo.v1.Echo";
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_statuses_become_the_codes_that_grpc_has_for_them() {
+    for (status, code) in [(404, Code::Unimplemented), (503, Code::Unavailable), (418, Code::Unknown)] {
+        let plain = Plain(http::StatusCode::from_u16(status).unwrap());
+        let tunnels = Tunnels::start_with(|service| service.routes(Routes::new(plain))).await;
+        let tunnel = tunnels.forward().await;
+        let answer = EchoClient::new(tunnel.channel()).unary(payload("")).await.unwrap_err();
+        assert_eq!(answer.code(), code, "{answer:?}");
+        assert!(answer.message().contains(&status.to_string()), "{answer:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn message_beyond_the_limit_fails_its_call_alone() {
     let tunnels = Tunnels::start_with(|service| service.max_message(1 << 20)).await;

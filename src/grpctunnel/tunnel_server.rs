@@ -12,9 +12,9 @@ use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, Status
 use http_body::Frame;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::body::{Framed, Piece, Pieces};
@@ -189,6 +189,21 @@ fn status_in(headers: &mut HeaderMap) -> Option<proto::Status> {
     proto::Status::from_trailers(headers)
 }
 
+/// What an HTTP status means where no other is (gRPC, "HTTP to gRPC Status Code Mapping").
+fn code_of(status: StatusCode) -> Code {
+    match status {
+        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        _ => Code::Unknown,
+    }
+}
+
 /// Sends an answer, no faster than it is taken, up to its status. None if the call is over before.
 async fn send(end: &End<protocol::Server>, stream: StreamId, response: Response<Body>) -> Option<Ending> {
     let (mut head, body) = response.into_parts();
@@ -201,8 +216,8 @@ async fn send(end: &End<protocol::Server>, stream: StreamId, response: Response<
         return Some((status, headers));
     }
     if head.status != StatusCode::OK {
-        let status = Status::unknown(format!("the service answered with the HTTP status {}", head.status));
-        return Some((status.into(), headers));
+        let text = format!("the service answered with the HTTP status {}", head.status);
+        return Some((Status::new(code_of(head.status), text).into(), headers));
     }
     end.with(|server| server.headers(stream, headers)).ok()?.ok()?;
     let mut pieces = Pieces::of(body);
