@@ -1217,6 +1217,25 @@ async fn drained_gateway_lets_calls_finish_and_takes_no_more() {
     soon("the shutdown", shutdown).await.unwrap();
 }
 
+#[tokio::test]
+async fn second_shutdown_of_a_gateway_cuts_off_its_calls() {
+    let rig = Rig::start().await;
+    let gateway = Arc::new(bind(Gateway::builder(&rig.hub)).await);
+    let mut client = EchoClient::new(channel(&gateway).await);
+    let call = tokio::spawn(async move { client.unary(steered(payload(""), &[("echo-hang", "1")])).await });
+    rig.echo.wait_until("the call", |counts| counts.running() == 1).await;
+    let patient = gateway.clone();
+    let first = tokio::spawn(async move { patient.shutdown(3600 * SECOND).await });
+    let address = gateway.local_addr();
+    soon("the listener's end", async { while TcpStream::connect(address).await.is_ok() {} }).await;
+
+    soon("the second", gateway.shutdown(3600 * SECOND)).await;
+
+    soon("the first", first).await.unwrap();
+    soon("the call's end", call).await.unwrap().unwrap_err();
+    rig.echo.wait_until("the end of the handler", |counts| counts.cancelled == 1).await;
+}
+
 /// Health and the hub's own API, through a client that the crate offers.
 #[tokio::test]
 async fn hub_tells_who_is_there_and_follows_them() {

@@ -399,6 +399,24 @@ async fn server_ends_forward_tunnels_in_good_order() {
     drop(tunnels);
 }
 
+/// Who becomes impatient says so with a second, shorter one.
+#[tokio::test(flavor = "multi_thread")]
+async fn later_shutdown_of_a_server_ends_forward_tunnels_sooner() {
+    let echo = Echo::default();
+    let service = TunnelService::builder().routes(Routes::new(echo.service())).build();
+    let tunnel = builder(dial(serve(service.clone()).await).await).forward().await.unwrap();
+    let mut client = EchoClient::new(tunnel.channel());
+    let call = tokio::spawn(async move { client.unary(steered(payload(""), &[("echo-hang", "1")])).await });
+    echo.wait_until("a call", |counts| counts.running() == 1).await;
+    let patient = service.clone();
+    let first = tokio::spawn(async move { patient.shutdown(3600 * SECOND).await });
+
+    soon("the second", service.shutdown(SECOND / 10)).await;
+
+    soon("the first", first).await.unwrap();
+    assert_eq!(soon("the call's end", call).await.unwrap().unwrap_err().code(), Code::Unavailable);
+}
+
 /// A handler whose reader lives on after its answer must hear of the call's end: nothing else would end it.
 #[tokio::test(flavor = "multi_thread")]
 async fn reader_that_outlives_its_handler_is_told() {

@@ -99,12 +99,14 @@ impl Gateway {
     }
 
     /// Ends the gateway politely: takes no new connections, tells every client to send no more calls (GOAWAY), and waits
-    /// for those in flight, for `grace` at most. Shut the hub down after it, not before.
+    /// for those in flight. The end of `grace`, or a second call, cuts them off. Shut the hub down after it, not before.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the gateway draining; call it again, or drop the gateway, to end it.
     pub async fn shutdown(&self, grace: Duration) {
-        self.stage.send_modify(|stage| *stage = (*stage).max(Stage::Draining));
+        self.stage.send_modify(|stage| {
+            *stage = if *stage == Stage::Open { Stage::Draining } else { Stage::Closed };
+        });
         let mut listener = self.listener.lock().await;
         if let Some(task) = &mut *listener {
             if tokio::time::timeout(grace, &mut *task).await.is_err() {

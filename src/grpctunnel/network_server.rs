@@ -13,7 +13,7 @@ use http::header::AUTHORIZATION;
 use http::uri::Authority;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::server::NamedService;
@@ -95,14 +95,15 @@ pub struct TunnelServiceBuilder {
 
 impl TunnelService {
     /// Ends the forward tunnels politely: takes no more of them, refuses new calls, `UNAVAILABLE`, waits for those in flight,
-    /// and closes the tunnels, idle ones at once. The end of `grace` cuts off what is left. Reverse tunnels are the hub's:
-    /// [`Hub::shutdown`] ends them. Do both before the server's own graceful end, which waits for all tunnels.
+    /// and closes the tunnels, idle ones at once. The end of `grace`, or of that of a later call, cuts off what is left. Reverse
+    /// tunnels are the hub's: [`Hub::shutdown`] ends them. Do both before the server's own graceful end, which waits for all tunnels.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing: the tunnels end all the same.
     pub async fn shutdown(&self, grace: Duration) {
         let now = Instant::now();
-        self.forward.stop.send_replace(Some(now.checked_add(grace).unwrap_or(now + FAR)));
+        let at = now.checked_add(grace).unwrap_or(now + FAR);
+        self.forward.stop.send_modify(|stop| *stop = Some(stop.map_or(at, |before| before.min(at))));
         // The sender lives in `self`.
         let _ = self.forward.standing.subscribe().wait_for(|standing| *standing == 0).await;
     }
@@ -276,6 +277,17 @@ fn holder(carrier: &Request<()>) -> String {
     }
 }
 
+/// Waits until the time that is told there, which may become an earlier one.
+async fn passed(mut stop: watch::Receiver<Option<Instant>>) {
+    loop {
+        let Some(at) = *stop.borrow_and_update() else { return pending().await };
+        tokio::select! {
+            () = sleep_until(at) => return,
+            Ok(()) = stop.changed() => {}
+        }
+    }
+}
+
 /// One of the forward tunnels that stand.
 struct Counted(Arc<Forward>);
 
@@ -333,11 +345,14 @@ impl generated::TunnelService for Handler {
         tokio::spawn(async move {
             let _counted = counted;
             let stopped = async {
-                let Some(at) = stop.wait_for(Option::is_some).await.ok().and_then(|at| *at) else {
+                if stop.wait_for(Option::is_some).await.is_err() {
                     return pending().await;
-                };
+                }
                 let _ = end.with(protocol::Server::drain);
-                let _ = timeout_at(at, end.flushed(|server| server.calls() == 0)).await;
+                tokio::select! {
+                    _ = end.flushed(|server| server.calls() == 0) => {}
+                    () = passed(stop) => {}
+                }
                 end.end(CloseReason::Shutdown);
             };
             tokio::select! {
