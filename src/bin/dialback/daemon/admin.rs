@@ -1,9 +1,11 @@
 //! The admin address: HTTP/1.1 for whoever watches over the daemon.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,12 +15,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::failure::Failure;
 
-/// Connections at once; more are closed.
+/// Connections at once. When there are more, the oldest is closed that has asked nothing yet, so that nobody can keep others
+/// from asking.
 const MAX_CONNECTIONS: usize = 32;
 
 /// How long a request may take to come, and how long a connection may last.
@@ -64,26 +67,44 @@ impl Admin {
     /// Answers, for as long as it is polled. Until `ready` is there, nothing is.
     pub(crate) async fn serve(self, ready: Arc<OnceLock<Readiness>>) {
         let mut connections = JoinSet::new();
+        let mut guests: VecDeque<Guest> = VecDeque::new();
         loop {
-            tokio::select! {
-                Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < MAX_CONNECTIONS => {
-                        connections.spawn(connection(stream, ready.clone()));
-                    }
-                    Ok(_) => {} // closed at once
-                    Err(error) => {
-                        tracing::debug!(%error, "admin address: cannot accept");
-                        tokio::time::sleep(REST).await;
-                    }
-                },
+            let accepted = tokio::select! {
+                Some(_) = connections.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "admin address: cannot accept");
+                    tokio::time::sleep(REST).await;
+                    continue;
+                }
+            };
+            guests.retain(|guest| !guest.task.is_finished());
+            if guests.len() >= MAX_CONNECTIONS {
+                let silent = guests.iter().position(|guest| !guest.has_asked.load(Ordering::Relaxed));
+                let Some(silent) = silent.and_then(|at| guests.remove(at)) else { continue };
+                silent.task.abort();
             }
+            let has_asked = Arc::new(AtomicBool::new(false));
+            let task = connections.spawn(connection(stream, ready.clone(), has_asked.clone()));
+            guests.push_back(Guest { task, has_asked });
         }
     }
 }
 
-async fn connection(stream: TcpStream, ready: Arc<OnceLock<Readiness>>) {
-    let service = service_fn(|request| answer(request, ready.clone()));
+/// A connection.
+struct Guest {
+    task: AbortHandle,
+    has_asked: Arc<AtomicBool>,
+}
+
+async fn connection(stream: TcpStream, ready: Arc<OnceLock<Readiness>>, has_asked: Arc<AtomicBool>) {
+    let service = service_fn(|request| {
+        has_asked.store(true, Ordering::Relaxed);
+        answer(request, ready.clone())
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)

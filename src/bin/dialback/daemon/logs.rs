@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -50,10 +50,25 @@ impl Logs {
     }
 }
 
+/// What russh warns of there are requests that are no extension of SSH that it knows: the hub's question how long a round trip
+/// takes is one.
+const QUIET: &str = "russh::client::encrypted=error";
+
 fn filter(keys: &LogKeys) -> Result<EnvFilter, Failure> {
     let level = keys.level.as_deref().unwrap_or("info");
-    EnvFilter::try_new(level).map_err(|error| {
+    let wrong = |why: String| {
         let advice = "write error, warn, info, debug, trace or off, or such as info,dialback=debug";
-        Failure::usage(format!("`{}` is no log level: {error}; {advice}", level.escape_debug()))
-    })
+        Failure::usage(format!("`{}` is no log level: {why}; {advice}", level.escape_debug()))
+    };
+    for word in level.split(',').map(str::trim).filter(|word| !word.contains(['=', '[', '"'])) {
+        // As the name of a target it would switch all others off.
+        if !word.is_empty() && word.parse::<LevelFilter>().is_err() {
+            return Err(wrong(format!(
+                "`{0}` is none; if it is the name of a target, write {0}=trace",
+                word.escape_debug()
+            )));
+        }
+    }
+    let quiet = if level.contains("russh") { String::new() } else { format!(",{QUIET}") };
+    EnvFilter::try_new(format!("{level}{quiet}")).map_err(|error| wrong(error.to_string()))
 }

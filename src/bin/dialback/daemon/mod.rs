@@ -75,19 +75,26 @@ where
     beside.spawn(notify::watchdog());
     let starting = start(config.clone(), admin_address);
     tokio::pin!(starting);
+    let mut again = false;
     let service = loop {
         tokio::select! {
             started = &mut starting => break started?,
             told = signals.next() => match told {
                 // Nothing runs yet.
                 Told::Stop => return Ok(()),
-                Told::Reload => tracing::warn!("not read again: it has not started yet"),
+                Told::Reload => {
+                    tracing::info!("the configuration is read again once it has started");
+                    again = true;
+                }
             },
         }
     };
     let _ = ready.set(service.readiness()); // it was empty
     notify::ready(&service.status());
     service.announce();
+    if again {
+        reload(&args, &mut config, &logs, &service);
+    }
     {
         let watching = service.watch();
         tokio::pin!(watching);
@@ -122,9 +129,11 @@ fn reload<T: Table, S: Service<T>>(args: &ConfigArgs<T>, config: &mut Config<T>,
     let taken = Config::load(args).and_then(|new| {
         let changed = config.changed(&new);
         Logs::check(&new.log)?;
-        let (level, others) = changed.into_iter().partition::<Vec<_>, _>(|key| key.id() == "log.level");
+        // The level and the grace are nobody's business but this module's.
+        let (own, others) =
+            changed.into_iter().partition::<Vec<_>, _>(|key| key.id() == "log.level" || key.name() == "grace");
         let left = service.reload(&new, others)?;
-        if !level.is_empty() {
+        if own.iter().any(|key| key.id() == "log.level") {
             logs.set(&new.log)?;
         }
         Ok((new, left))
