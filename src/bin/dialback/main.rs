@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod daemon;
 mod failure;
+mod file;
 mod format;
 mod grpc;
 mod hub;
