@@ -15,8 +15,8 @@ use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use tonic::Status;
 
-use self::any::{unknown_types, visit};
 pub(super) use self::any::may_hold_any;
+use self::any::{unknown_types, visit};
 pub(super) use self::names::{nearest, perhaps};
 use self::pool::{Batch, Pool};
 pub(super) use self::reflection::Reflection;
@@ -91,7 +91,8 @@ impl Schema {
         match &mut self.server {
             Some(server) => Ok(server.services().await?),
             None => {
-                let mut names: Vec<_> = self.pool.descriptors().services().map(|service| service.full_name().to_owned()).collect();
+                let mut names: Vec<_> =
+                    self.pool.descriptors().services().map(|service| service.full_name().to_owned()).collect();
                 names.sort();
                 Ok(names)
             }

@@ -80,7 +80,11 @@ impl Reflection {
         }
     }
 
-    pub(in crate::grpc) async fn file_of_extension(&mut self, message: &str, number: i32) -> Result<Vec<Bytes>, Unanswered> {
+    pub(in crate::grpc) async fn file_of_extension(
+        &mut self,
+        message: &str,
+        number: i32,
+    ) -> Result<Vec<Bytes>, Unanswered> {
         let extension = ExtensionRequest { containing_type: message.to_owned(), extension_number: number };
         self.files(MessageRequest::FileContainingExtension(extension)).await
     }
