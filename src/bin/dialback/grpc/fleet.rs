@@ -5,7 +5,7 @@ use std::time::Duration;
 use dialback::gateway::proto::{ListAgentsRequest, hub_client::HubClient};
 use tonic::{Code, Request};
 
-use super::output::printable;
+use super::output::{printable, say};
 use super::session::Session;
 
 /// The advice must not take longer than the failure.
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// is the call's; there is none if already its schema was not to be had.
 pub(super) async fn tell(session: &Session, agent: Option<&str>, code: Option<Code>) {
     if let Some(advice) = advice(session, agent, code).await {
-        anstream::eprintln!("dialback: {advice}");
+        say(format!("dialback: {advice}\n")).await;
     }
 }
 
