@@ -248,6 +248,11 @@ async fn names_that_do_not_exist_are_answered_with_the_nearest() {
     call("dialback.kinds.v1.Kinds/Unary").await.fails(1, &["is no service"]);
     let describe = run(&["describe", "-plaintext", &address, "dialback.kinds.v1.Probes"]).await;
     describe.fails(1, &["no symbol dialback.kinds.v1.Probes", "dialback.kinds.v1.Probe"]);
+    let describe = async |name: &str| run(&["describe", "-plaintext", &address, name]).await;
+    describe("Nestd").await.fails(1, &["Is it dialback.kinds.v1.Kinds.Nested?"]);
+    assert!(describe(UNARY).await.text().starts_with("dialback.kinds.v1.KindsService.Unary is a method:\n"));
+    let flag = run(&["call", "-plaintext", "-frmat", "yaml", &address, UNARY]).await;
+    flag.fails(64, &["'--frmat'", "similar", "'--format'"]);
 }
 
 #[tokio::test]

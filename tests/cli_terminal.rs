@@ -133,6 +133,21 @@ async fn a_long_stream_shows_how_far_it_is_on_stderr_alone() {
 }
 
 #[tokio::test]
+async fn a_long_request_shows_how_far_it_is() {
+    let server = Kinds::start(Reflects::Both).await;
+    let (mut person, terminal) = terminal();
+    let address = server.address.to_string();
+    // Each byte is an empty message.
+    let request = ["-f", "/dev/zero", "--request-format", "binary"];
+    let method = "dialback.kinds.v1.KindsService/ClientStream";
+    let mut command = dialback(&[&["call", "-plaintext"], &request[..], &[&address, method]].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(terminal).kill_on_drop(true);
+    let mut child = command.spawn().expect("start");
+    person.sees(" messages, 0 B, ").await;
+    interrupt(&mut child).await;
+}
+
+#[tokio::test]
 async fn a_pipe_gets_no_progress() {
     let server = Kinds::start(Reflects::Both).await;
     let address = server.address.to_string();

@@ -112,7 +112,8 @@ impl Call<'_> {
         let mut requests = Requests::new(args, source, format, input)?;
         let known = began.elapsed();
 
-        let progress = if method.is_server_streaming() { Progress::of_stream(typing) } else { Progress::none() };
+        let is_stream = method.is_server_streaming() || method.is_client_streaming();
+        let progress = if is_stream { Progress::of_stream(typing) } else { Progress::none() };
         let output = Output::new(progress)?;
         let received = Cell::new(0);
         self.verbose(1, || format!("\nResolved method descriptor:\n{}", proto::method(&method))).await;
@@ -159,8 +160,14 @@ impl Call<'_> {
         let mut feed = pin!(async move {
             while method.is_client_streaming() {
                 let Some(message) = requests.next().await? else { break };
-                if send.send(Bytes::from(message.encode_to_vec())).await.is_err() {
+                let bytes = message.encode_to_vec();
+                let size = bytes.len();
+                if send.send(Bytes::from(bytes)).await.is_err() {
                     break; // the call is over
+                }
+                // Of a stream both ways the answers are counted.
+                if !method.is_server_streaming() {
+                    output.sent(size).await;
                 }
             }
             drop(send);

@@ -32,7 +32,8 @@ pub(crate) async fn describe(args: DescribeArgs) -> Result<(), Failure> {
 
 async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) -> Result<(), Failure> {
     let symbols = match symbol {
-        Some(symbol) => vec![symbol],
+        // A method may be written as it is called.
+        Some(symbol) => vec![symbol.replace('/', ".")],
         None => {
             let all = schema.services().await;
             let all = all.map_err(|why| Failure::new(format!("the services cannot be listed: {why}")))?;
@@ -46,6 +47,7 @@ async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) 
         let symbol = match schema.find(&name).await {
             Ok(symbol) => symbol,
             Err(Unknown::NotFound) => {
+                schema.learn_services().await;
                 let like = perhaps(&schema.nearest(&name).await);
                 return Err(Failure::new(format!("there is no symbol {name}{like}")));
             }

@@ -12,20 +12,34 @@ use crate::format::{self, Encoder, Format, is_safe};
 /// How many messages may wait for a slow reader of stdout.
 const WAITING: usize = 16;
 
+/// What the thread is told.
+enum Told {
+    Received(Vec<u8>),
+    /// A message of so many bytes, for the progress.
+    Sent(usize),
+}
+
 /// Stdout, written by a thread of its own: its reader may be slow, and Ctrl-C must work meanwhile.
 pub(super) struct Output {
-    messages: mpsc::Sender<Vec<u8>>,
+    messages: mpsc::Sender<Told>,
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
 impl Output {
     pub(super) fn new(mut progress: Progress) -> Result<Self, Failure> {
-        let (messages, mut waiting) = mpsc::channel::<Vec<u8>>(WAITING);
+        let (messages, mut waiting) = mpsc::channel(WAITING);
         let (end, ended) = oneshot::channel();
         let write = move || {
             let mut all = || -> io::Result<()> {
                 let mut stdout = io::stdout().lock();
-                while let Some(message) = waiting.blocking_recv() {
+                while let Some(told) = waiting.blocking_recv() {
+                    let message = match told {
+                        Told::Received(message) => message,
+                        Told::Sent(bytes) => {
+                            progress.around(bytes, || ());
+                            continue;
+                        }
+                    };
                     progress.around(message.len(), || {
                         stdout.write_all(&message)?;
                         // What waits already goes out with it.
@@ -45,7 +59,12 @@ impl Output {
 
     /// Writes a message. False if nobody reads stdout any more, or it cannot be written: then see [`Output::end`].
     pub(super) async fn write(&self, message: Vec<u8>) -> bool {
-        self.messages.send(message).await.is_ok()
+        self.messages.send(Told::Received(message)).await.is_ok()
+    }
+
+    /// Counts a message that was sent.
+    pub(super) async fn sent(&self, bytes: usize) {
+        let _ = self.messages.send(Told::Sent(bytes)).await; // who reads no output sees no progress
     }
 
     /// Waits until all is written. A reader that has gone away, as `head` does, is no failure.

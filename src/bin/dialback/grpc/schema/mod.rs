@@ -131,13 +131,16 @@ impl Schema {
         }
     }
 
-    /// Learns of all that the server's services use, and of the types that a text names, for an `Any` in a request.
-    pub(super) async fn learn_for_any(&mut self, text: &[u8]) {
-        if let Ok(services) = self.services().await {
-            for service in services {
-                let _ = self.find(&service).await; // one that is not described has no types to tell of
-            }
+    /// Learns of all that the server's services use.
+    pub(super) async fn learn_services(&mut self) {
+        for service in self.services().await.unwrap_or_default() {
+            let _ = self.find(&service).await; // one that is not described has no types to tell of
         }
+    }
+
+    /// The same, and of the types that a text names, for an `Any` in a request.
+    pub(super) async fn learn_for_any(&mut self, text: &[u8]) {
+        self.learn_services().await;
         let text = String::from_utf8_lossy(text);
         for part in text.split('/').skip(1) {
             let end = part.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.')).unwrap_or(part.len());
