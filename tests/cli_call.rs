@@ -73,6 +73,8 @@ async fn a_request_comes_from_stdin_or_a_file() {
     let call = ["call", "-plaintext", "-f", file.to_str().unwrap(), &address, UNARY];
     assert_eq!(run(&call).await.text(), "{\n  \"fInt32\": 8\n}\n");
     run(&["call", "-plaintext", "-f", "/nowhere.json", &address, UNARY]).await.fails(1, &["/nowhere.json", "read"]);
+    let directory = ["call", "-plaintext", "-f", "tests", "-request-format", "json", &address, UNARY];
+    run(&directory).await.fails(1, &["tests cannot be read"]);
     run(&["call", "-plaintext", "-f", "x.what", &address, UNARY]).await.fails(64, &["x.what", "--request-format"]);
 }
 

@@ -70,6 +70,8 @@ pub(super) struct Requests {
     descriptor: MessageDescriptor,
     decoder: Decoder,
     assignments: Vec<String>,
+    /// Where the messages come from.
+    name: String,
     /// Pieces of stdin or of a file. None when all is in the decoder.
     pieces: Option<mpsc::Receiver<std::io::Result<Vec<u8>>>>,
     /// No data, but fields that are set: they are a message.
@@ -93,7 +95,8 @@ impl Requests {
             Source::Stdin => Some(pieces_of(std::io::stdin())?),
             Source::File(_, rest) => Some(pieces_of(rest)?),
         };
-        Ok(Self { descriptor, decoder, assignments: assignments.clone(), pieces, made, count: 0 })
+        let name = args.file.as_ref().map_or("stdin".to_owned(), |path| path.display().to_string());
+        Ok(Self { descriptor, decoder, assignments: assignments.clone(), name, pieces, made, count: 0 })
     }
 
     /// The next message, or None after the last.
@@ -122,7 +125,9 @@ impl Requests {
             }
             match pieces.recv().await {
                 Some(Ok(data)) => self.decoder.push(&data),
-                Some(Err(error)) => return Err(Failure::because("the request cannot be read", &error)),
+                Some(Err(error)) => {
+                    return Err(Failure::because(format!("{} cannot be read", self.name), &error));
+                }
                 None => self.pieces = None,
             }
         }
