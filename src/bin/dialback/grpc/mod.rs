@@ -13,6 +13,7 @@ mod fleet;
 mod health;
 mod input;
 mod list;
+mod literal;
 mod metadata;
 mod output;
 mod print;
