@@ -1,5 +1,6 @@
 //! Schemas from files, encoded or as source.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -57,6 +58,17 @@ fn from_sources(args: &SchemaArgs) -> Result<Bytes, Failure> {
     Ok(compiler.encode_file_descriptor_set().into())
 }
 
+/// An error whose Debug form is its text, as protox's own are.
+#[derive(thiserror::Error)]
+#[error("{0}")]
+struct Unreadable(String);
+
+impl fmt::Debug for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A directory with sources, as protox knows it; but protox reads files of up to 2 GiB, and devices.
 struct Directory(PathBuf);
 
@@ -73,7 +85,7 @@ impl FileResolver for Directory {
             _ => None,
         };
         match wrong {
-            Some(why) => Err(protox::Error::new(format!("{} cannot be read: {why}", path.display()))),
+            Some(why) => Err(protox::Error::new(Unreadable(format!("{} cannot be read: {why}", path.display())))),
             None => IncludeFileResolver::new(self.0.clone()).open_file(name),
         }
     }
