@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    path::Path,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -65,6 +66,36 @@ async fn agents_are_a_table_for_people_and_json_for_programs() {
     let (code, text, _) = run(&url, &["-o", "json"]).await;
     assert_eq!((code, &*text), (0, "[]\n"));
     drop(gateway);
+}
+
+/// The table, word for word. What varies is replaced, at its own width: the time since the connection by `#s`, each digit of
+/// the agent's port by `#`, and the round trip by `#.# ms`. After a change run
+/// `UPDATE_SNAPSHOTS=1 cargo test --features cli --test cli_agents`, and read the difference.
+#[tokio::test]
+async fn the_table_is_as_in_the_file() {
+    let (_rig, _gateway, url) = start().await;
+    let (code, table, _) = run(&url, &[]).await;
+    assert_eq!(code, 0, "{table}");
+    let stable = table.lines().map(stable).collect::<String>();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots/agents.txt");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&file, &stable).unwrap();
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(stable == expected, "the table is not as in {}; see this test's first lines:\n{table}", file.display());
+}
+
+fn stable(line: &str) -> String {
+    let Some((before, from)) = line.split_once("127.0.0.1:") else { return format!("{line}\n") };
+    let port = from.find(|c: char| !c.is_ascii_digit()).unwrap_or(from.len());
+    let (before, since) = before.trim_end().rsplit_once(' ').expect("a time before the address");
+    assert!(since.ends_with('s') && since[..since.len() - 1].parse::<u8>().is_ok(), "{line}");
+    let (rest, trip) = from[port..].rsplit_once("  ").expect("a round trip");
+    let number = trip.trim().strip_suffix(" ms").expect("a round trip");
+    assert!(number.parse::<f64>().is_ok(), "{line}");
+    let trip = format!("{:>1$}", "#.# ms", trip.len());
+    // Time passes while the test runs: the column is as wide as its title, whatever the number.
+    format!("{before} {:<6} 127.0.0.1:{}{rest}  {trip}\n", "#s", "#".repeat(port))
 }
 
 #[tokio::test]

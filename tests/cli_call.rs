@@ -73,7 +73,61 @@ async fn a_request_comes_from_stdin_or_a_file() {
     let call = ["call", "-plaintext", "-f", file.to_str().unwrap(), &address, UNARY];
     assert_eq!(run(&call).await.text(), "{\n  \"fInt32\": 8\n}\n");
     run(&["call", "-plaintext", "-f", "/nowhere.json", &address, UNARY]).await.fails(1, &["/nowhere.json", "read"]);
+    let directory = ["call", "-plaintext", "-f", "tests", "-request-format", "json", &address, UNARY];
+    run(&directory).await.fails(1, &["tests cannot be read"]);
     run(&["call", "-plaintext", "-f", "x.what", &address, UNARY]).await.fails(64, &["x.what", "--request-format"]);
+}
+
+/// A file may be what never ends: each is read up to its bound, and for a stream as it comes.
+#[tokio::test]
+async fn a_file_without_end_is_not_eaten() {
+    let (_server, address) = start().await;
+    let endless = async |arguments: &[&str], code: i32, parts: &[&str]| {
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", "ulimit -v 6000000 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_dialback")]).args(arguments);
+        finish(command, "").await.fails(code, parts);
+    };
+    let call = |flags: &[&'static str]| [&["call"], flags, &[address.as_str(), UNARY]].concat();
+    for format in ["yaml", "text"] {
+        let flags = ["-plaintext", "-f", "/dev/zero", "--request-format", format];
+        endless(&call(&flags), 1, &["larger than the limit of 64 MiB"]).await;
+    }
+    endless(&call(&["-plaintext", "-f", "/dev/zero", "--request-format", "json"]), 1, &["line 1, column 1"]).await;
+    endless(&call(&["-plaintext", "-f", "/dev/zero", "--request-format", "binary"]), 1, &["more than 1 message"]).await;
+    endless(&call(&["-plaintext", "-protoset", "/dev/zero"]), 1, &["/dev/zero", "64 MiB"]).await;
+    endless(
+        &call(&["-plaintext", "-import-path", "/dev", "-proto", "zero"]),
+        1,
+        &["dialback: /dev/zero cannot be read: it is no file"],
+    )
+    .await;
+    endless(&call(&["-plaintext", "-token-file", "/dev/zero"]), 1, &["/dev/zero", "64 KiB"]).await;
+    endless(&call(&["-plaintext", "-set", "fBytes=@/dev/zero"]), 1, &["/dev/zero", "64 MiB"]).await;
+    endless(&call(&["-cacert", "/dev/zero"]), 1, &["/dev/zero", "16 MiB"]).await;
+}
+
+#[tokio::test]
+async fn a_file_is_sent_while_it_is_written() {
+    let (_server, address) = start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("request.json");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut command =
+        dialback(&["call", "-plaintext", "-f", pipe.to_str().unwrap(), &address, &format!("{SERVICE}/Bidi")]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    // Opened once the command reads it.
+    let opened = tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(pipe).unwrap());
+    let mut pipe = tokio::fs::File::from_std(soon("the command", opened).await.unwrap());
+    for _ in 0..2 {
+        pipe.write_all(b"{}").await.unwrap();
+        pipe.flush().await.unwrap();
+        let mut reply = [0; 3];
+        tokio::time::timeout(Duration::from_secs(60), out.read_exact(&mut reply)).await.unwrap().unwrap();
+        assert_eq!(&reply, b"{}\n");
+    }
+    drop(pipe);
+    assert!(soon("the end", child.wait()).await.unwrap().success());
 }
 
 #[tokio::test]
@@ -144,7 +198,7 @@ async fn what_is_sent_and_received_is_told_on_stderr() {
     assert_eq!((answer.code, answer.out.as_str()), (0, "{}\n"));
     for part in [
         "rpc Unary ( .dialback.kinds.v1.Kinds ) returns ( .dialback.kinds.v1.Kinds );",
-        "Request metadata to send:\nauthorization: (not shown)\nx-one: 1\nx-two: 2\n",
+        "Request metadata to send:\nauthorization: (from $DIALBACK_TOKEN)\nx-one: 1\nx-two: (from $TWO)\n",
         "Response headers received:\ncontent-type: application/grpc",
         "\nx-one: 1\nx-two: 2\n",
         "Response trailers received:\n(empty)\n",
@@ -201,6 +255,11 @@ async fn names_that_do_not_exist_are_answered_with_the_nearest() {
     call("dialback.kinds.v1.Kinds/Unary").await.fails(1, &["is no service"]);
     let describe = run(&["describe", "-plaintext", &address, "dialback.kinds.v1.Probes"]).await;
     describe.fails(1, &["no symbol dialback.kinds.v1.Probes", "dialback.kinds.v1.Probe"]);
+    let describe = async |name: &str| run(&["describe", "-plaintext", &address, name]).await;
+    describe("Nestd").await.fails(1, &["Is it dialback.kinds.v1.Kinds.Nested?"]);
+    assert!(describe(UNARY).await.text().starts_with("dialback.kinds.v1.KindsService.Unary is a method:\n"));
+    let flag = run(&["call", "-plaintext", "-frmat", "yaml", &address, UNARY]).await;
+    flag.fails(64, &["'--frmat'", "similar", "'--format'"]);
 }
 
 #[tokio::test]
@@ -254,6 +313,26 @@ async fn an_any_is_resolved_by_reflection() {
     let answer = run(&["call", "-plaintext", "-d", data, &address, UNARY]).await.text();
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(answer, serde_json::from_str::<serde_json::Value>(data).unwrap());
+}
+
+/// Each `Any` holds the next. A decoder has no bound for them.
+#[tokio::test]
+async fn anys_in_anys_without_end_are_no_end() {
+    use prost::Message as _;
+    let (_server, address) = start().await;
+    let mut any = prost_types::Any::default();
+    for _ in 0..10_000 {
+        any = prost_types::Any { type_url: "/google.protobuf.Any".into(), value: any.encode_to_vec() };
+    }
+    let mut request = Vec::new();
+    prost::encoding::message::encode(101, &any, &mut request); // w_any
+    let mut framed = Vec::new();
+    prost::encoding::encode_varint(request.len() as u64, &mut framed);
+    framed.extend(request);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("request.bin");
+    std::fs::write(&file, framed).unwrap();
+    run(&["call", "-plaintext", "-f", file.to_str().unwrap(), &address, UNARY]).await.fails(1, &["nested deeper"]);
 }
 
 #[tokio::test]

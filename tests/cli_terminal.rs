@@ -12,6 +12,7 @@ use common::command::dialback;
 use common::kinds::{Kinds, Reflects};
 use common::rig::soon;
 use nix::pty::openpty;
+use nix::sys::termios::{FlowArg, tcflow};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Child;
 use tokio::sync::mpsc;
@@ -24,6 +25,8 @@ struct Person {
     hands: File,
     eyes: mpsc::UnboundedReceiver<Vec<u8>>,
     seen: String,
+    /// Everything, whether it was waited for or not.
+    all: String,
 }
 
 /// A terminal: the person's side, and the command's.
@@ -41,12 +44,25 @@ fn terminal() -> (Person, File) {
             }
         }
     });
-    (Person { hands, eyes, seen: String::new() }, File::from(pty.slave))
+    (Person { hands, eyes, seen: String::new(), all: String::new() }, File::from(pty.slave))
 }
 
 impl Person {
     fn types(&mut self, text: &str) {
         self.hands.write_all(text.as_bytes()).expect("write to the terminal");
+    }
+
+    fn look(&mut self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        self.seen += &text;
+        self.all += &text;
+    }
+
+    /// Waits until everybody has left the terminal.
+    async fn rest(&mut self) {
+        while let Some(bytes) = soon("the end of the terminal", self.eyes.recv()).await {
+            self.look(&bytes);
+        }
     }
 
     /// Waits until `part` is seen, and forgets all up to it.
@@ -58,8 +74,7 @@ impl Person {
                     return;
                 }
                 let more = self.eyes.recv().await;
-                self.seen +=
-                    &String::from_utf8_lossy(&more.unwrap_or_else(|| panic!("no {part:?} in {:?}", self.seen)));
+                self.look(&more.unwrap_or_else(|| panic!("no {part:?} in {:?}", self.seen)));
             }
         };
         let watched = tokio::time::timeout(PATIENCE, watch).await;
@@ -118,6 +133,21 @@ async fn a_long_stream_shows_how_far_it_is_on_stderr_alone() {
 }
 
 #[tokio::test]
+async fn a_long_request_shows_how_far_it_is() {
+    let server = Kinds::start(Reflects::Both).await;
+    let (mut person, terminal) = terminal();
+    let address = server.address.to_string();
+    // Each byte is an empty message.
+    let request = ["-f", "/dev/zero", "--request-format", "binary"];
+    let method = "dialback.kinds.v1.KindsService/ClientStream";
+    let mut command = dialback(&[&["call", "-plaintext"], &request[..], &[&address, method]].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(terminal).kill_on_drop(true);
+    let mut child = command.spawn().expect("start");
+    person.sees(" messages, 0 B, ").await;
+    interrupt(&mut child).await;
+}
+
+#[tokio::test]
 async fn a_pipe_gets_no_progress() {
     let server = Kinds::start(Reflects::Both).await;
     let address = server.address.to_string();
@@ -128,4 +158,110 @@ async fn a_pipe_gets_no_progress() {
     let said = String::from_utf8(output.stderr).expect("text");
     assert!(said.starts_with("ERROR:\n  Code: DeadlineExceeded\n") && said.lines().count() == 3, "{said}");
     assert!(output.stdout.len() > 1000 && !output.stdout.contains(&0x1b));
+}
+
+/// Whether a thread of a process waits to write to a terminal.
+fn is_held_up(child: &Child) -> bool {
+    let threads = format!("/proc/{}/task", child.id().expect("it runs"));
+    let threads = std::fs::read_dir(threads).expect("Linux").flatten();
+    // The number of the system call and its arguments; 1 is write on x86-64, 64 on arm64.
+    let calls = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("syscall")).ok());
+    let number = if cfg!(target_arch = "x86_64") { "1 " } else { "64 " };
+    calls
+        .into_iter()
+        .any(|call| call.starts_with(&format!("{number}0x1 ")) || call.starts_with(&format!("{number}0x2 ")))
+}
+
+/// As with Ctrl-S: what is written waits until the terminal goes on.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn ctrl_c_works_while_the_terminal_is_stopped() {
+    let server = Kinds::start(Reflects::Both).await;
+    let address = server.address.to_string();
+    let unary = "dialback.kinds.v1.KindsService/Unary";
+    let endless = "dialback.kinds.v1.Probe/Endless";
+    let fail = ["call", "-plaintext", "-d", r#"{"code": 5}"#, &address, "dialback.kinds.v1.Probe/Fail"];
+    let commands: [&[&str]; 8] = [
+        &["list", "-plaintext", &address],
+        &["describe", "-plaintext", &address],
+        &["health", "-plaintext", &address],
+        &["call", "-plaintext", &address, unary],
+        &["call", "-plaintext", "-v", &address, unary],
+        &["call", "-plaintext", "-d", r#"{"fInt32": 1}"#, &address, endless],
+        &fail,
+        // What is said last of all.
+        &["call", "-plaintext", &address, "dialback.kinds.v1.KindsService/None"],
+    ];
+    for arguments in commands {
+        let (_person, terminal) = terminal();
+        tcflow(&terminal, FlowArg::TCOOFF).expect("a terminal stops");
+        let copy = || Stdio::from(terminal.try_clone().expect("a copy"));
+        let mut command = dialback(arguments);
+        command.stdin(Stdio::null()).stdout(copy()).stderr(copy()).kill_on_drop(true);
+        let mut child = command.spawn().expect("start");
+        let held_up = async {
+            while !is_held_up(&child) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, held_up).await.is_ok(), "{arguments:?} writes nothing");
+        let signal = format!("kill -INT {}", child.id().expect("it runs"));
+        assert!(std::process::Command::new("sh").args(["-c", &signal]).status().expect("sh").success());
+        let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+        let code = ended.unwrap_or_else(|_| panic!("{arguments:?} is held up")).expect("an end").code();
+        let expected = if arguments.ends_with(&["dialback.kinds.v1.KindsService/None"]) { 1 } else { 130 };
+        assert_eq!(code, Some(expected), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_terminal_gets_nothing_that_it_would_obey() {
+    let server = Kinds::start(Reflects::Both).await;
+    let address = server.address.to_string();
+    let text = "a\\u001b]0;x\\u0007\\u009b31m\\u007f\\u202eb";
+    let message = format!(r#"{{"fString": "{text}"}}"#);
+    let detail = format!(r#"{{"@type": "type.googleapis.com/dialback.kinds.v1.Unlisted", "secret": "{text}"}}"#);
+    let failure = format!(r#"{{"code": 5, "message": "{text}", "details": [{detail}]}}"#);
+    let header = "x-text: \u{9b}31m";
+    let unary = "dialback.kinds.v1.KindsService/Unary";
+    let fail = "dialback.kinds.v1.Probe/Fail";
+    let json = "a\\u001b]0;x\\u0007\\u009b31m\\u007f\\u202eb";
+    let octal = "a\\033]0;x\\007\\302\\23331m\\177\\342\\200\\256b";
+    let base64 = "YRtdMDt4B8KbMzFtf+KArmI="; // XML has no escape
+    let cases: [(&[&str], &str, &str, &[&str]); 9] = [
+        (&["--format", "json"], &message, unary, &[json]),
+        (&["--format", "ndjson"], &message, unary, &[json]),
+        (&["--format", "yaml"], &message, unary, &[json]),
+        (&["--format", "text"], &message, unary, &[octal]),
+        (&["--format", "xml"], &message, unary, &[base64]),
+        (&["-v", "-H", header], "{}", unary, &["x-text: ", "}", "Sent 1 request"]),
+        (&[], &failure, fail, &["Message: a\\u{1b}]0;x", "\\u{9b}31m\\u{7f}\\u{202e}b", json]),
+        (&["-format-error"], &failure, fail, &[json, json]),
+        (&["-format-error", "--format", "binary"], &failure, fail, &["Code: NotFound", json]),
+    ];
+    for (flags, data, method, expected) in cases {
+        let (mut person, terminal) = terminal();
+        let copy = || Stdio::from(terminal.try_clone().expect("a copy"));
+        let flags = [&["call", "-plaintext", "--request-format", "json", "-d", data], flags].concat();
+        let mut command = dialback(&[&flags[..], &[&address, method]].concat());
+        let binary = flags.contains(&"binary");
+        let out = if binary { Stdio::null() } else { copy() };
+        let mut child =
+            command.stdin(Stdio::null()).stdout(out).stderr(copy()).kill_on_drop(true).spawn().expect("start");
+        drop((command, terminal));
+        for part in expected {
+            person.sees(part).await;
+        }
+        soon("the end", child.wait()).await.expect("an end");
+        person.rest().await;
+        let obeyed = |c: &char| c.is_control() && !"\r\n\t".contains(*c) || *c == '\u{202e}';
+        assert_eq!(person.all.chars().find(obeyed), None, "{flags:?}: {:?}", person.all);
+    }
+    // No terminal shows it.
+    let (mut person, terminal) = terminal();
+    let mut command = dialback(&["call", "-plaintext", "--format", "binary", &address, unary]);
+    let copy = || Stdio::from(terminal.try_clone().expect("a copy"));
+    let mut child = command.stdout(copy()).stderr(copy()).kill_on_drop(true).spawn().expect("start");
+    person.sees("binary is not for a terminal").await;
+    assert_eq!(soon("the end", child.wait()).await.expect("an end").code(), Some(64));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::child::signal;
 use common::echo::{Counts, Echo};
-use common::peers::{Peer, go_peer, require_program, ssh_keygen};
+use common::peers::{Peer, go_peer, grpcurl, require_program, ssh_keygen};
 use common::rig::{AGENT, Rig, soon};
 use dialback::gateway::{Gateway, PolicyFile};
 use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey, PublicKey};
@@ -20,37 +20,11 @@ use prost::Message;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
-use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::transport::Server;
 
 const SUFFIX: &str = "agents.example.com";
-
-/// How long a cold build of grpcurl may take, beside a test run.
-const BUILD: Duration = Duration::from_secs(240);
-
-/// A Go program that only these tests need, built like the others. If it cannot be had, the test is to be skipped.
-async fn go_program(name: &str) -> Option<PathBuf> {
-    static BUILT: OnceCell<()> = OnceCell::const_new();
-    // The toolchain and all modules are there once this is.
-    let dir = go_peer("laptop")?.parent().expect("a directory").to_owned();
-    let build = tokio::time::timeout(BUILD, BUILT.get_or_init(|| build(&dir))).await;
-    build.expect("the Go programs are built in time");
-    Some(dir.join(name))
-}
-
-async fn build(dir: &Path) {
-    // Another test binary may be at it at the same time. The lock goes with the file.
-    let lock = File::create(dir.join(".lock")).expect("target can be written to");
-    let waiting = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock));
-    let _lock = waiting.await.expect("no panic").expect("a file can be locked");
-    let mut go = Command::new("go");
-    go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/go")).kill_on_drop(true);
-    go.args(["build", "-buildvcs=false", "-o"]).arg(format!("{}/", dir.display()));
-    let built = go.args(["./caller", "github.com/fullstorydev/grpcurl/cmd/grpcurl"]).output().await.expect("go runs");
-    assert!(built.status.success(), "tests/peers/go does not build:\n{}", String::from_utf8_lossy(&built.stderr));
-}
 
 /// A gateway that knows agents by their authority, with and without the suffix.
 async fn gateway_of(hub: &Hub) -> Gateway {
@@ -117,7 +91,7 @@ async fn passes(caller: Peer, checks: &[&str]) {
 
 /// Our agent, and grpc-go at the gateway.
 async fn go_client_gets_all_it_was_promised(naming: Naming) {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Rig::start().await;
     let gateway = gateway_of(&rig.hub).await;
     // tonic has its gzip in a feature that these tests are without: that its refusal passes shows that the request did.
@@ -147,7 +121,7 @@ async fn go_client_that_names_the_agent_by_suffix_gets_all_it_was_promised() {
 
 #[tokio::test]
 async fn handler_sees_that_a_go_client_has_left_a_call_of_each_kind() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Rig::start().await;
     let gateway = gateway_of(&rig.hub).await;
     let mut caller = start_caller(&caller, &gateway, Naming::Authority, &["leave"]);
@@ -166,7 +140,7 @@ async fn handler_sees_that_a_go_client_has_left_a_call_of_each_kind() {
 /// Two thousand calls, left at any point of their life.
 #[tokio::test]
 async fn storm_of_go_clients_leaves_nothing_behind() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Rig::start().await;
     let gateway = gateway_of(&rig.hub).await;
 
@@ -185,7 +159,7 @@ async fn storm_of_go_clients_leaves_nothing_behind() {
 /// connections of their own, and not at the agent, where all share one.
 #[tokio::test]
 async fn burst_of_cancelled_calls_harms_no_other_callers_call() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Rig::start().await;
     let gateway = gateway_of(&rig.hub).await;
     passes(start_caller(&caller, &gateway, Naming::Authority, &["burst-spread"]), &["burst-spread"]).await;
@@ -193,7 +167,7 @@ async fn burst_of_cancelled_calls_harms_no_other_callers_call() {
 
 #[tokio::test]
 async fn burst_of_cancelled_calls_harms_no_other_call_of_its_connection() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Rig::start().await;
     let gateway = gateway_of(&rig.hub).await;
     passes(start_caller(&caller, &gateway, Naming::Authority, &["burst"]), &["burst"]).await;
@@ -202,7 +176,7 @@ async fn burst_of_cancelled_calls_harms_no_other_call_of_its_connection() {
 /// grpc-go hears of the end (GOAWAY), and the call that it has in flight still gets its answer.
 #[tokio::test]
 async fn go_clients_call_survives_the_gateways_polite_end() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Rig::start().await;
     let gateway = gateway_of(&rig.hub).await;
     let caller = start_caller(&caller, &gateway, Naming::Metadata, &["slow"]);
@@ -282,14 +256,14 @@ impl Guarded {
 
 #[tokio::test]
 async fn go_client_with_a_token_gets_all_it_was_promised_over_tls() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Guarded::start(&caller).await;
     passes(rig.start_caller(&caller, &["-token", TOKEN], &CHECKS), &CHECKS).await;
 }
 
 #[tokio::test]
 async fn go_client_is_known_by_its_certificate_or_token_or_is_refused() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Guarded::start(&caller).await;
     let certificate = rig.file("client");
     let cases: [(&[&str], &str); 6] = [
@@ -311,8 +285,8 @@ async fn go_client_is_known_by_its_certificate_or_token_or_is_refused() {
 
 #[tokio::test]
 async fn grpcurl_speaks_tls_with_a_token_or_a_certificate() {
-    let Some(grpcurl) = go_program("grpcurl").await else { return };
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(grpcurl) = grpcurl() else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let rig = Guarded::start(&caller).await;
     let bearer = format!("authorization: Bearer {TOKEN}");
     let [authority, crt, key] = ["ca.crt", "client.crt", "client.key"].map(|name| rig.file(name));
@@ -364,7 +338,7 @@ impl GoLaptop {
 
 #[tokio::test]
 async fn go_client_gets_all_it_was_promised_by_a_go_agent() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let Some(agent) = GoLaptop::start().await else { return };
     let checks = [&CHECKS[..], &["gzip"]].concat();
     passes(start_caller(&caller, &agent.gateway, Naming::Metadata, &checks), &checks).await;
@@ -372,7 +346,7 @@ async fn go_client_gets_all_it_was_promised_by_a_go_agent() {
 
 #[tokio::test]
 async fn go_agent_sees_that_a_go_client_has_left_a_call_of_each_kind() {
-    let Some(caller) = go_program("caller").await else { return };
+    let Some(caller) = go_peer("caller") else { return };
     let Some(mut agent) = GoLaptop::start().await else { return };
     let mut caller = start_caller(&caller, &agent.gateway, Naming::Suffix, &["leave"]);
 
@@ -407,7 +381,7 @@ impl Drop for Described {
 
 impl Described {
     async fn start() -> Option<Self> {
-        let grpcurl = go_program("grpcurl").await?;
+        let grpcurl = grpcurl()?;
         let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
         let allowed = AllowedKeys::new().allow(AGENT, key.public_key()).expect("an id");
         let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.expect("bind hub");

@@ -90,8 +90,8 @@ fn build_go_peers() -> Result<PathBuf, String> {
         return Err(format!("the Go modules cannot be had: {}", String::from_utf8_lossy(&download.stderr).trim()));
     }
     let target = format!("{}/", dir.display());
-    let build =
-        go(&["build", "-buildvcs=false", "-o", &target, "./greeter", "./grpctunnel", "./hub", "./laptop", "./probe"])?;
+    let programs = ["./caller", "./greeter", "./grpctunnel", "./hub", "./laptop", "./probe"];
+    let build = go(&[&["build", "-buildvcs=false", "-o", &target], &programs[..]].concat())?;
     assert!(build.status.success(), "tests/peers/go does not build:\n{}", String::from_utf8_lossy(&build.stderr));
     Ok(dir)
 }

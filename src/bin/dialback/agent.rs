@@ -15,6 +15,7 @@ use crate::daemon::admin::{Readiness, readiness};
 use crate::daemon::keys::{Passphrase, certify};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
+use crate::file;
 use crate::hub::set;
 
 pub(crate) type AgentArgs = ConfigArgs<AgentKeys>;
@@ -226,16 +227,16 @@ fn identity(keys: &AgentKeys) -> Result<Option<Identity>, Failure> {
 }
 
 #[cfg(unix)]
-fn ssh_agent(name: &KeyName, files: &[&KeyName]) -> Result<Identity, Failure> {
-    let mut identity = match name.strip_prefix("ssh-agent:") {
-        Some(socket) => Identity::ssh_agent_at(socket),
+fn ssh_agent(socket: &KeyName, files: &[&KeyName]) -> Result<Identity, Failure> {
+    let mut identity = match socket.strip_prefix("ssh-agent:") {
+        Some(path) => Identity::ssh_agent_at(path),
         None => Identity::ssh_agent().map_err(|error| Failure::because("there is no ssh-agent", &error))?,
     };
-    for file in files {
+    for name in files {
         let wrong = |why: String| {
-            Failure::usage(format!("beside an ssh-agent, --identity names a public key (FILE.pub): {}: {why}", file.0))
+            Failure::usage(format!("beside an ssh-agent, --identity names a public key (FILE.pub): {}: {why}", name.0))
         };
-        let text = std::fs::read_to_string(&file.0).map_err(|error| wrong(error.to_string()))?;
+        let text = file::read_text(name.0.as_ref(), file::SECRET).map_err(|error| wrong(error.to_string()))?;
         let key: PublicKey =
             text.trim().parse().map_err(|error: dialback::InvalidPublicKey| wrong(error.to_string()))?;
         identity = identity.with_public_key(key);

@@ -91,6 +91,11 @@ impl Failure {
         }
         ExitCode::from(self.code)
     }
+
+    /// What the command ends with.
+    pub(crate) fn code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
 }
 
 impl fmt::Display for Failure {

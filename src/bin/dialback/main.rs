@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod daemon;
 mod failure;
+mod file;
 mod format;
 mod grpc;
 mod hub;
@@ -61,9 +62,22 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return Failure::from(error).report(),
     };
-    match wait_for(run(cli)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+    wait_for(async {
+        match run(cli).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => told(failure).await,
+        }
+    })
+    .unwrap_or_else(Failure::report)
+}
+
+/// Says what has failed, which takes as long as a terminal is stopped, or until Ctrl-C.
+async fn told(failure: Failure) -> ExitCode {
+    let code = failure.code();
+    tokio::select! {
+        biased;
+        Ok(()) = tokio::signal::ctrl_c() => code,
+        _ = tokio::task::spawn_blocking(|| failure.report()) => code,
     }
 }
 
@@ -84,11 +98,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Runs a command to its end.
-fn wait_for(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn wait_for(command: impl Future<Output = ExitCode>) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::because("no threads can be had", &error))?;
-    let result = runtime.block_on(command);
+    let code = runtime.block_on(command);
     // Nothing that is left over may hold up the end.
     runtime.shutdown_background();
-    result
+    Ok(code)
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use dialback::{KeyError, PrivateKey};
 
 use crate::failure::Failure;
+use crate::file;
 
 /// Where a passphrase is, if keys are encrypted: never on the command line, which everybody can read.
 pub(crate) struct Passphrase<'a> {
@@ -17,8 +18,7 @@ pub(crate) struct Passphrase<'a> {
 impl Passphrase<'_> {
     fn read(&self) -> Result<Option<String>, Failure> {
         let Some(path) = self.file else { return Ok(std::env::var(self.variable).ok()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::because(format!("cannot read the passphrase in {}", path.display()), &error))?;
+        let text = file::read_text(path, file::SECRET)?;
         Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
     }
 
@@ -34,7 +34,7 @@ impl Passphrase<'_> {
         // systemd keeps the others out, by an access list that looks like a group that may read (systemd.exec(5)).
         let of_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| path.starts_with(dir));
         if of_systemd
-            && let Ok(text) = std::fs::read_to_string(path)
+            && let Ok(text) = file::read_text(path, file::SECRET)
             && let Ok(key) = PrivateKey::from_openssh(&text)
         {
             return Ok(key);

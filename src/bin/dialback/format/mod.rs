@@ -22,6 +22,7 @@ mod sample;
 mod scalar;
 mod set;
 mod slot;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -41,6 +42,7 @@ pub(crate) use self::error::FormatError;
 use self::input::{Cut, Framing, Input};
 pub(crate) use self::sample::sample;
 pub(crate) use self::set::set;
+pub(crate) use self::terminal::{escape, is_safe};
 
 /// The largest message, in bytes of its format.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -87,13 +89,19 @@ impl Format {
 pub(crate) struct Encoder {
     format: Format,
     emit_defaults: bool,
+    terminal: bool,
     first: bool,
 }
 
 impl Encoder {
     /// `emit_defaults` writes the fields too that have their default value; the binary format has no such thing.
     pub(crate) fn new(format: Format, emit_defaults: bool) -> Self {
-        Self { format, emit_defaults, first: true }
+        Self { format, emit_defaults, terminal: false, first: true }
+    }
+
+    /// For a terminal: what it would obey is escaped.
+    pub(crate) fn for_terminal(self, terminal: bool) -> Self {
+        Self { terminal, ..self }
     }
 
     /// One message, with what separates it from the one before.
@@ -107,8 +115,12 @@ impl Encoder {
             Format::Json => json::pretty(&tree()?) + "\n",
             Format::Ndjson => json::compact(&tree()?) + "\n",
             Format::Yaml => {
-                let text = yaml::write(&tree()?)
-                    .map_err(|what| FormatError::Unwritable { path: message_name(message), what })?;
+                let tree = tree()?;
+                let text =
+                    yaml::write(&tree).map_err(|what| FormatError::Unwritable { path: message_name(message), what })?;
+                // YAML has escapes in double quotes alone, as JSON has, which is YAML too.
+                let plain = !self.terminal || text.chars().all(is_safe);
+                let text = if plain { text } else { json::pretty(&tree) + "\n" };
                 if self.first { text } else { format!("---\n{text}") }
             }
             Format::Xml => xml::write(message, self.emit_defaults)?,
@@ -119,6 +131,7 @@ impl Encoder {
             Format::Binary => return Ok(binary::encode(message)),
         };
         self.first = false;
+        let text = if self.terminal { escape(&text, self.format) } else { text };
         Ok(text.into_bytes())
     }
 }

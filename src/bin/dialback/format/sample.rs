@@ -5,7 +5,7 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescri
 
 use super::slot::Slot;
 use super::well_known::{self, WellKnown, set};
-use super::{Encoder, Format, FormatError};
+use super::{Encoder, FormatError};
 
 /// How many messages a sample has at most. Types that hold others many times over would grow without end.
 const MOST: usize = 200;
@@ -16,10 +16,10 @@ const MOST: usize = 200;
 /// # Errors
 ///
 /// [`FormatError::Unwritable`] for types that nest too deep.
-pub(crate) fn sample(descriptor: &MessageDescriptor, format: Format) -> Result<Vec<u8>, FormatError> {
+pub(crate) fn sample(descriptor: &MessageDescriptor, encoder: &mut Encoder) -> Result<Vec<u8>, FormatError> {
     let mut sampler = Sampler { open: Vec::new(), left: MOST };
     let message = sampler.message(descriptor).unwrap_or_else(|| DynamicMessage::new(descriptor.clone()));
-    Encoder::new(format, false).encode(&message)
+    encoder.encode(&message)
 }
 
 struct Sampler {

@@ -19,7 +19,8 @@ use super::error::{FormatError, Place, Problem};
 use super::slot::Slot;
 use super::tree::Node;
 use super::well_known::{self, WellKnown};
-use super::{json, read, scalar};
+use super::{MAX_MESSAGE, json, read, scalar};
+use crate::file;
 
 /// Sets what one `--set` says.
 ///
@@ -144,7 +145,7 @@ fn parse(kind: &Kind, text: &str) -> Result<Value, Problem> {
         Kind::Bytes => {
             return match text.strip_prefix('@') {
                 None => scalar::parse(kind, text),
-                Some(path) => std::fs::read(path)
+                Some(path) => file::up_to(path.as_ref(), MAX_MESSAGE as u64)
                     .map(|bytes| Value::Bytes(bytes.into()))
                     .map_err(|error| Problem::wrong("a file that can be read", format!("{path}: {error}"))),
             };

@@ -15,12 +15,12 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::args::{MetadataArgs, SchemaArgs, ServerArgs};
-use super::output::{print, print_on, printable};
+use super::output::{printable, say, show};
 use super::schema::Schema;
 use super::session::{Session, in_time, or_interrupted};
 use super::{status, target};
 use crate::failure::Failure;
-use crate::format::Format;
+use crate::format::{Format, escape};
 
 /// Where `dialback hub` has its gateway, if nothing else is said.
 const GATEWAY: &str = "http://127.0.0.1:8080";
@@ -78,10 +78,10 @@ async fn told(session: &Session, status: Status) -> Failure {
     let status = status::corrected(status, &session.target.text);
     let nothing = SchemaArgs { proto: vec![], import_path: vec![], protoset: vec![], use_reflection: Some(false) };
     if let Ok(mut schema) = Schema::open(&nothing, None) {
-        anstream::eprint!("{}", status::text(&status, &mut schema, Format::Json).await);
+        say(status::text(&status, &mut schema, Format::Json).await).await;
     }
     if status.code() == Code::Unimplemented {
-        anstream::eprintln!("dialback: {} is not a hub's gateway", session.target.text);
+        say(format!("dialback: {} is not a hub's gateway\n", session.target.text)).await;
     }
     Failure::call(status.code())
 }
@@ -90,7 +90,7 @@ async fn ask(session: &Session, args: &AgentsArgs) -> Result<Result<(), Status>,
     let mut hub = HubClient::new(session.connection.channel());
     if !args.watch {
         return match list(session, &mut hub).await {
-            Ok(agents) => print(shown(&agents, args.output).as_bytes()).map(Ok),
+            Ok(agents) => show(shown(&agents, args.output)).await.map(|_| Ok(())),
             Err(status) => Ok(Err(status)),
         };
     }
@@ -122,7 +122,7 @@ async fn keep_table(
     loop {
         match list(session, hub).await {
             Ok(agents) => {
-                if !print_on(format!("{CLEAR}{}", shown(&agents, Form::Table)).as_bytes())? {
+                if !show(format!("{CLEAR}{}", shown(&agents, Form::Table))).await? {
                     return Ok(Ok(()));
                 }
             }
@@ -168,7 +168,7 @@ async fn tell_changes(mut changes: Streaming<WatchAgentsResponse>, form: Form) -
                 lines += &gone(&agent, form);
             }
         }
-        if !print_on(lines.as_bytes())? {
+        if !show(lines).await? {
             return Ok(Ok(()));
         }
     }
@@ -177,7 +177,7 @@ async fn tell_changes(mut changes: Streaming<WatchAgentsResponse>, form: Form) -
 fn changed(agent: &Agent, before: bool, form: Form) -> String {
     let what = if before { "changed" } else { "connected" };
     match form {
-        Form::Json => format!("{}\n", json!({ "event": what, "agent": as_json(agent) })),
+        Form::Json => on_terminal(&format!("{}\n", json!({ "event": what, "agent": as_json(agent) }))),
         Form::Table => {
             let carriers = joined(agent, |tunnel| tunnel.carrier.clone());
             let from = joined(agent, |tunnel| tunnel.peer_address.clone());
@@ -192,7 +192,7 @@ fn gone(gone: &Gone, form: Form) -> String {
     match form {
         Form::Json => {
             let at = gone.at.as_ref().map(ToString::to_string);
-            format!("{}\n", json!({ "event": "gone", "id": gone.id, "reason": gone.reason, "at": at }))
+            on_terminal(&format!("{}\n", json!({ "event": "gone", "id": gone.id, "reason": gone.reason, "at": at })))
         }
         Form::Table if gone.reason.is_empty() => format!("{} is gone\n", printable(&gone.id)),
         Form::Table => format!("{} is gone: {}\n", printable(&gone.id), printable(&gone.reason)),
@@ -203,7 +203,7 @@ fn shown(agents: &[Agent], form: Form) -> String {
     match form {
         Form::Json => {
             let agents: Vec<_> = agents.iter().map(as_json).collect();
-            format!("{:#}\n", Value::from(agents))
+            on_terminal(&format!("{:#}\n", Value::from(agents)))
         }
         Form::Table if agents.is_empty() => "no agent is connected\n".into(),
         Form::Table => table(agents, SystemTime::now()),
@@ -239,6 +239,11 @@ fn table(agents: &[Agent], now: SystemTime) -> String {
         text.push('\n');
     }
     text
+}
+
+/// JSON as it is, unless it goes to a terminal: labels are what agents say of themselves.
+fn on_terminal(json: &str) -> String {
+    if std::io::stdout().is_terminal() { escape(json, Format::Json) } else { json.to_owned() }
 }
 
 /// What the tunnels of an agent have, each once.

@@ -19,22 +19,23 @@ use super::args::CallArgs;
 use super::codec::Encoded;
 use super::input::{self, Requests, Source};
 use super::metadata::lines;
-use super::output::{Output, print};
+use super::output::{self, Output, encoder, printable, say};
 use super::progress::Progress;
 use super::schema::{Schema, Symbol, Unknown, may_hold_any, nearest, perhaps};
 use super::session::{Deadline, Session, in_time, no_server, or_interrupted, schema_of_files};
 use super::{fleet, print as proto, status, target};
 use crate::failure::Failure;
-use crate::format::{self, Encoder, Format};
+use crate::format::Format;
 
 /// Runs `dialback call`.
 pub(crate) async fn call(args: CallArgs) -> Result<(), Failure> {
     let (target, name) = target::sort(args.first.clone(), args.second.clone(), &args.server, true)?;
     let name = name.ok_or_else(|| Failure::usage("say what to call: package.Service/Method"))?;
     let (service, method) = split(&name)?;
+    output::check(args.format)?;
     if args.sample && args.schema.has_files() && !args.schema.reflection() {
         let mut schema = schema_of_files(&args.schema)?;
-        return sample(&args, &find(&mut schema, service, method).await?);
+        return output::sample(&find(&mut schema, service, method).await?.input(), args.format).await;
     }
     let target = target.ok_or_else(no_server)?;
     // What can be wrong without a server is found before there is one.
@@ -81,11 +82,6 @@ async fn find(schema: &mut Schema, service: &str, method: &str) -> Result<Method
     }
 }
 
-fn sample(args: &CallArgs, method: &MethodDescriptor) -> Result<(), Failure> {
-    let sample = format::sample(&method.input(), args.format);
-    print(&sample.map_err(|error| Failure::because("no sample can be made", &error))?)
-}
-
 struct Call<'a> {
     args: &'a CallArgs,
     session: &'a Session,
@@ -105,22 +101,22 @@ impl Call<'_> {
             }
         };
         if args.sample {
-            return sample(args, &method);
+            return output::sample(&method.input(), args.format).await;
         }
         let mut input = method.input();
         if may_hold_any(&input) && !matches!(source, Source::Nothing) {
-            let text = if let Source::Bytes(bytes) = &source { bytes.as_slice() } else { &[] };
-            schema.learn_for_any(text).await;
+            schema.learn_for_any(source.head()).await;
             input = schema.message(input.full_name()).unwrap_or(input);
         }
         let typing = matches!(source, Source::Stdin) && std::io::stdin().is_terminal();
         let mut requests = Requests::new(args, source, format, input)?;
         let known = began.elapsed();
 
-        let progress = if method.is_server_streaming() { Progress::of_stream(typing) } else { Progress::none() };
+        let is_stream = method.is_server_streaming() || method.is_client_streaming();
+        let progress = if is_stream { Progress::of_stream(typing) } else { Progress::none() };
         let output = Output::new(progress)?;
         let received = Cell::new(0);
-        self.verbose(1, || format!("\nResolved method descriptor:\n{}", proto::method(&method)));
+        self.verbose(1, || format!("\nResolved method descriptor:\n{}", proto::method(&method))).await;
         let result = self.exchange(&method, &mut requests, &mut schema, &output, &received).await;
         output.end().await?;
         let ended = result?;
@@ -129,8 +125,9 @@ impl Call<'_> {
         self.verbose(1, || {
             let plural = |count: u64| if count == 1 { "" } else { "s" };
             format!("Sent {sent} request{} and received {received} response{}", plural(sent), plural(received))
-        });
-        self.verbose(2, || format!("Times: schema {known:.1?}, all {:.1?}", began.elapsed()));
+        })
+        .await;
+        self.verbose(2, || format!("Times: schema {known:.1?}, all {:.1?}", began.elapsed())).await;
         match ended {
             Some(status) if status.code() != Code::Ok => self.failed(&status, &mut schema).await,
             _ => Ok(()),
@@ -163,8 +160,14 @@ impl Call<'_> {
         let mut feed = pin!(async move {
             while method.is_client_streaming() {
                 let Some(message) = requests.next().await? else { break };
-                if send.send(Bytes::from(message.encode_to_vec())).await.is_err() {
+                let bytes = message.encode_to_vec();
+                let size = bytes.len();
+                if send.send(Bytes::from(bytes)).await.is_err() {
                     break; // the call is over
+                }
+                // Of a stream both ways the answers are counted.
+                if !method.is_server_streaming() {
+                    output.sent(size).await;
                 }
             }
             drop(send);
@@ -195,7 +198,8 @@ impl Call<'_> {
     ) -> Result<Option<Status>, Failure> {
         let mut request = Request::new(ReceiverStream::new(sending));
         *request.metadata_mut() = self.session.metadata.call.clone();
-        self.verbose(1, || format!("\nRequest metadata to send:\n{}", lines(request.metadata())));
+        self.verbose(1, || format!("\nRequest metadata to send:\n{}", self.session.metadata.lines(request.metadata())))
+            .await;
         let work = self.converse(method, request, schema, output, received);
         Deadline::or_status(self.session.deadline, work).await.unwrap_or_else(|status| Ok(Some(status)))
     }
@@ -224,14 +228,14 @@ impl Call<'_> {
             Ok(response) => response,
             Err(status) => {
                 let status = status::corrected(status, server);
-                self.verbose(1, || format!("\nResponse trailers received:\n{}", lines(status.metadata())));
+                self.verbose(1, || format!("\nResponse trailers received:\n{}", lines(status.metadata()))).await;
                 return Ok(Some(status));
             }
         };
-        self.verbose(1, || format!("\nResponse headers received:\n{}", lines(response.metadata())));
+        self.verbose(1, || format!("\nResponse headers received:\n{}", lines(response.metadata()))).await;
 
         let type_name = method.output().full_name().to_owned();
-        let mut encoder = Encoder::new(self.args.format, self.args.emit_defaults);
+        let mut encoder = encoder(self.args.format, self.args.emit_defaults);
         let mut stream = response.into_inner();
         let mut only: Option<Vec<u8>> = None;
         let end = loop {
@@ -248,7 +252,7 @@ impl Call<'_> {
             };
             let text = encoder.encode(&message);
             let text = text.map_err(|error| Failure::because("a response cannot be written", &error))?;
-            self.verbose(2, || format!("\nEstimated response size: {size} bytes"));
+            self.verbose(2, || format!("\nEstimated response size: {size} bytes")).await;
             if method.is_server_streaming() {
                 received.set(received.get() + 1);
                 if !output.write(text).await {
@@ -274,24 +278,24 @@ impl Call<'_> {
             Code::Ok => stream.trailers().await.ok().flatten().unwrap_or_else(MetadataMap::new),
             _ => end.metadata().clone(),
         };
-        self.verbose(1, || format!("\nResponse trailers received:\n{}", lines(&trailers)));
+        self.verbose(1, || format!("\nResponse trailers received:\n{}", lines(&trailers))).await;
         Ok(Some(end))
     }
 
     async fn failed(&self, status: &Status, schema: &mut Schema) -> Result<(), Failure> {
-        let text = if self.args.format_error { status::encoded(status, schema, self.args.format).await } else { None };
-        let text = match text {
-            Some(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            None => status::text(status, schema, self.args.format).await,
-        };
-        anstream::eprint!("{text}");
+        let encoded =
+            if self.args.format_error { status::encoded(status, schema, self.args.format).await } else { None };
+        match encoded {
+            Some(bytes) => say(bytes).await,
+            None => say(status::text(status, schema, self.args.format).await).await,
+        }
         fleet::tell(self.session, self.args.metadata.agent.as_deref(), Some(status.code())).await;
         Err(Failure::call(status.code()))
     }
 
-    fn verbose(&self, level: u8, text: impl FnOnce() -> String) {
+    async fn verbose(&self, level: u8, text: impl FnOnce() -> String) {
         if self.args.verbose >= level {
-            anstream::eprintln!("{}", super::output::printable(&text()));
+            say(printable(&text()) + "\n").await;
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn double_dashes(cli: &Command, arguments: impl IntoIterator<Item = O
             break;
         }
         let Some((flag, given)) = flag_of(command, &argument) else {
-            done.push(argument);
+            done.push(if is_misspelt(&argument) { joined("-", &argument) } else { argument });
             continue;
         };
         let name = spelling(flag);
@@ -33,10 +33,10 @@ pub(crate) fn double_dashes(cli: &Command, arguments: impl IntoIterator<Item = O
                     done.push(name.into());
                 }
             }
-            Some(value) => done.push(joined(&name, &value)),
+            Some(value) => done.push(joined(&format!("{name}="), &value)),
             None if !flag.get_action().takes_values() || flag.is_require_equals_set() => done.push(name.into()),
             None => match arguments.next() {
-                Some(value) => done.push(joined(&name, &value)),
+                Some(value) => done.push(joined(&format!("{name}="), &value)),
                 None => done.push(name.into()),
             },
         }
@@ -69,9 +69,19 @@ fn spelling(flag: &Arg) -> String {
     }
 }
 
-fn joined(name: &str, value: &OsStr) -> OsString {
-    let mut joined = OsString::from(name);
-    joined.push("=");
+/// Whether an argument with one dash is a word, which is no flag: with two, clap says which one is like it. Otherwise it
+/// would see a flag of one letter and its value.
+fn is_misspelt(argument: &OsStr) -> bool {
+    let word = argument.to_str().and_then(|text| text.strip_prefix('-')).unwrap_or_default();
+    let word = word.split_once('=').map_or(word, |(word, _)| word);
+    word.len() > 2
+        && word.starts_with(|c: char| c.is_ascii_lowercase())
+        && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+        && word.bytes().any(|byte| byte != b'v')
+}
+
+fn joined(before: &str, value: &OsStr) -> OsString {
+    let mut joined = OsString::from(before);
     joined.push(value);
     joined
 }
@@ -114,7 +124,9 @@ mod tests {
 
     #[test]
     fn what_is_no_flag_stays() {
-        for line in [&["list", "-unknown", "x"][..], &["list", "-"], &["call"], &[], &["list", "-d"]] {
+        assert_eq!(rewrite(&["call", "-frmat", "json", "-vvv"]), ["call", "--frmat", "json", "-vvv"]);
+        assert_eq!(rewrite(&["call", "-maxtime=3", "-d@"]), ["call", "--maxtime=3", "-d@"]);
+        for line in [&["list", "-"][..], &["list", "--unknown"], &["call"], &[], &["list", "-d"]] {
             assert_eq!(rewrite(line), line);
         }
     }

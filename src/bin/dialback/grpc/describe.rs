@@ -1,16 +1,17 @@
 //! `dialback describe`: symbols as `.proto` source.
 
 use super::args::DescribeArgs;
-use super::output::{print, printable};
 use super::schema::{Schema, Symbol, Unknown, perhaps};
 use super::session::{Session, in_time, or_interrupted, schema_of_files};
-use super::{fleet, print as proto, target};
+use super::{fleet, output, print as proto, target};
 use crate::failure::Failure;
-use crate::format;
 use prost_reflect::Kind;
 
 /// Runs `dialback describe`.
 pub(crate) async fn describe(args: DescribeArgs) -> Result<(), Failure> {
+    if args.sample {
+        output::check(args.format)?;
+    }
     let (target, symbol) =
         target::sort(args.first.clone(), args.second.clone(), &args.server, args.schema.has_files())?;
     let target = target.filter(|_| args.schema.reflection());
@@ -31,12 +32,13 @@ pub(crate) async fn describe(args: DescribeArgs) -> Result<(), Failure> {
 
 async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) -> Result<(), Failure> {
     let symbols = match symbol {
-        Some(symbol) => vec![symbol],
+        // A method may be written as it is called.
+        Some(symbol) => vec![symbol.replace('/', ".")],
         None => {
             let all = schema.services().await;
             let all = all.map_err(|why| Failure::new(format!("the services cannot be listed: {why}")))?;
             if all.is_empty() {
-                print(b"(No services)\n")?;
+                output::show("(No services)\n").await?;
             }
             all
         }
@@ -45,6 +47,7 @@ async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) 
         let symbol = match schema.find(&name).await {
             Ok(symbol) => symbol,
             Err(Unknown::NotFound) => {
+                schema.learn_services().await;
                 let like = perhaps(&schema.nearest(&name).await);
                 return Err(Failure::new(format!("there is no symbol {name}{like}")));
             }
@@ -52,12 +55,11 @@ async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) 
         };
         let full_name = proto::full_name(&symbol);
         let (symbol, kind) = named(symbol);
-        let text = format!("{full_name} is {kind}:\n{}\n", proto::source(&symbol));
-        print(printable(&text).as_bytes())?;
+        let text = output::on_stdout(&format!("{full_name} is {kind}:\n{}\n", proto::source(&symbol)));
+        output::show(text).await?;
         if let (true, Symbol::Message(message)) = (args.sample, &symbol) {
-            let sample = format::sample(message, args.format);
-            print(b"\nMessage template:\n")?;
-            print(&sample.map_err(|error| Failure::because("no sample can be made", &error))?)?;
+            output::show("\nMessage template:\n").await?;
+            output::sample(message, args.format).await?;
         }
     }
     Ok(())

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use super::args::ServerArgs;
+use super::output::say;
 use super::sniff::{First, Sniffed};
 use super::target::{Place, Target, authority};
 use super::tls;
@@ -166,8 +167,7 @@ async fn shake_hands(target: &Target, server: &ServerArgs, name: &str) -> Result
     let server_name = tls::server_name(name)?;
     let config = tls::config(server)?;
     if server.insecure {
-        let warning = "dialback: warning: -insecure: the server's certificate is not checked";
-        anstream::eprintln!("{warning}");
+        say("dialback: warning: -insecure: the server's certificate is not checked\n").await;
     }
     let stream = open(target).await?;
     match TlsConnector::from(Arc::new(config)).connect(server_name, stream).await {

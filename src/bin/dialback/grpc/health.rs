@@ -1,12 +1,12 @@
 //! `dialback health`: the standard health service.
 
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::args::{HealthArgs, SchemaArgs};
-use super::output::{print, print_on};
+use super::output::{printable, say, show};
 use super::schema::Schema;
 use super::session::{Deadline, Session, no_server, or_interrupted};
 use super::{fleet, status, target};
@@ -31,11 +31,11 @@ async fn ask(session: &Session, args: &HealthArgs, service: String) -> Result<()
     };
     let nothing = SchemaArgs { proto: vec![], import_path: vec![], protoset: vec![], use_reflection: Some(false) };
     let mut schema = Schema::open(&nothing, None)?;
-    anstream::eprint!("{}", status::text(&status, &mut schema, Format::Json).await);
+    say(status::text(&status, &mut schema, Format::Json).await).await;
     match status.code() {
-        Code::Unimplemented => anstream::eprintln!("dialback: the server has no grpc.health.v1.Health"),
+        Code::Unimplemented => say("dialback: the server has no grpc.health.v1.Health\n").await,
         Code::NotFound if !service.is_empty() && args.metadata.agent.is_none() => {
-            anstream::eprintln!("dialback: the server tells nothing of {service}");
+            say(printable(&format!("dialback: the server tells nothing of {service}\n"))).await;
         }
         code => fleet::tell(session, args.metadata.agent.as_deref(), Some(code)).await,
     }
@@ -52,7 +52,11 @@ async fn converse(session: &Session, watch: bool, service: String) -> Result<Res
     }
     if !watch {
         return match client.check(request).await {
-            Ok(response) => Ok(Ok(show(response.get_ref())?)),
+            Ok(response) => {
+                let status = response.get_ref().status();
+                show(format!("{}\n", status.as_str_name())).await?;
+                Ok(Ok(status))
+            }
             Err(status) => Ok(Err(status)),
         };
     }
@@ -65,7 +69,7 @@ async fn converse(session: &Session, watch: bool, service: String) -> Result<Res
         match changes.message().await {
             Ok(Some(response)) => {
                 last = response.status();
-                if !print_on(format!("{}\n", last.as_str_name()).as_bytes())? {
+                if !show(format!("{}\n", last.as_str_name())).await? {
                     return Ok(Ok(last));
                 }
             }
@@ -73,10 +77,4 @@ async fn converse(session: &Session, watch: bool, service: String) -> Result<Res
             Err(status) => return Ok(Err(status)),
         }
     }
-}
-
-fn show(response: &HealthCheckResponse) -> Result<ServingStatus, Failure> {
-    let status = response.status();
-    print(format!("{}\n", status.as_str_name()).as_bytes())?;
-    Ok(status)
 }

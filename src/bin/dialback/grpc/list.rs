@@ -1,10 +1,9 @@
 //! `dialback list`: services, or the methods of one.
 
 use super::args::ListArgs;
-use super::output::print;
 use super::schema::{Schema, Symbol, Unknown, perhaps};
 use super::session::{Session, in_time, or_interrupted, schema_of_files};
-use super::{fleet, target};
+use super::{fleet, output, target};
 use crate::failure::Failure;
 
 /// Runs `dialback list`.
@@ -59,5 +58,5 @@ async fn show(schema: &mut Schema, service: Option<&str>) -> Result<(), Failure>
             }
         }
     }
-    print(super::output::printable(&text).as_bytes())
+    output::show(output::on_stdout(&text)).await.map(|_| ())
 }

@@ -8,8 +8,7 @@ use tonic::Status;
 use super::args::{MetadataArgs, SchemaArgs, ServerArgs};
 use super::dial::{Connection, dial};
 use super::metadata::Metadata;
-use super::reflection::Reflection;
-use super::schema::Schema;
+use super::schema::{Reflection, Schema};
 use super::target::Target;
 use crate::failure::Failure;
 

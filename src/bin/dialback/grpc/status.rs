@@ -1,6 +1,7 @@
 //! The status with which a call ended, printed as grpcurl prints it.
 
 use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
 
 use base64::Engine as _;
 use prost::Message as _;
@@ -48,7 +49,7 @@ pub(super) async fn text(status: &Status, schema: &mut Schema, format: Format) -
         let shown = detail_text(&detail, schema, format).await;
         for (line, part) in shown.lines().enumerate() {
             let margin = if line == 0 { number.clone() } else { " ".repeat(number.len()) };
-            let _ = writeln!(text, "{margin}\t{}", printable(part)); // a String takes all
+            let _ = writeln!(text, "{margin}\t{part}"); // a String takes all
         }
     }
     text
@@ -60,19 +61,28 @@ async fn detail_text(detail: &prost_types::Any, schema: &mut Schema, format: For
     let message = schema.decode(ANY, detail.encode_to_vec().into()).await;
     let encoded = message
         .map_err(|why| why.to_string())
-        .and_then(|message| Encoder::new(format, false).encode(&message).map_err(|error| error.to_string()));
+        .and_then(|message| encoder(format).encode(&message).map_err(|error| error.to_string()));
     match encoded {
         Ok(bytes) => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
         Err(why) => {
             let value = base64::engine::general_purpose::STANDARD.encode(&detail.value);
-            serde_json::json!({ "@type": detail.type_url, "@error": why, "@value": value }).to_string()
+            let detail = serde_json::json!({ "@type": detail.type_url, "@error": why, "@value": value });
+            printable(&detail.to_string())
         }
     }
 }
 
-/// The status as a message, `google.rpc.Status`, in a format.
+/// What writes messages for stderr.
+fn encoder(format: Format) -> Encoder {
+    Encoder::new(format, false).for_terminal(io::stderr().is_terminal())
+}
+
+/// The status as a message, `google.rpc.Status`, in a format. None if it cannot be, and for bytes on a terminal.
 pub(super) async fn encoded(status: &Status, schema: &mut Schema, format: Format) -> Option<Vec<u8>> {
     const STATUS: &str = "google.rpc.Status";
+    if format == Format::Binary && io::stderr().is_terminal() {
+        return None;
+    }
     let bytes = if status.details().is_empty() {
         let code = status.code() as i32;
         tonic_types::pb::Status { code, message: status.message().to_owned(), details: Vec::new() }.encode_to_vec()
@@ -81,7 +91,7 @@ pub(super) async fn encoded(status: &Status, schema: &mut Schema, format: Format
     };
     schema.knows_type(STATUS).await;
     let message = schema.decode(STATUS, bytes.into()).await.ok()?;
-    Encoder::new(format, false).encode(&message).ok()
+    encoder(format).encode(&message).ok()
 }
 
 /// What a status says that this side has made up: tonic's own codes are not always those that gRPC has for it.

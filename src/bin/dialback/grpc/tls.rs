@@ -15,6 +15,10 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 
 use super::args::ServerArgs;
 use crate::failure::Failure;
+use crate::file;
+
+/// The largest file with certificates, in bytes: all authorities that a system trusts take a quarter of a MiB.
+const CERTIFICATES: u64 = 16 << 20;
 
 /// What the arguments ask for.
 pub(super) fn config(server: &ServerArgs) -> Result<ClientConfig, Failure> {
@@ -29,7 +33,7 @@ pub(super) fn config(server: &ServerArgs) -> Result<ClientConfig, Failure> {
     let mut config = match (&server.cert, &server.key) {
         (Some(cert), Some(key)) => {
             let chain = certificates(cert)?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+            let key = PrivateKeyDer::from_pem_slice(&file::read(key, file::SECRET)?).map_err(|error| {
                 Failure::because(format!("{} has no private key in PEM form", key.display()), &error)
             })?;
             builder
@@ -69,7 +73,8 @@ fn roots(own: Option<&Path>) -> Result<RootCertStore, Failure> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let pem = file::read(path, CERTIFICATES)?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match read {
         Ok(all) if !all.is_empty() => Ok(all),
         Ok(_) => Err(Failure::new(format!("{} has no certificate in PEM form", path.display()))),

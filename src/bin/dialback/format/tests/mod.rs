@@ -6,6 +6,7 @@ mod properties;
 mod random;
 mod requests;
 mod streams;
+mod terminal;
 
 use std::sync::LazyLock;
 

@@ -18,12 +18,15 @@ const VERSIONS: [&str; 2] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// Longest answer, in bytes: far more than any file needs.
-const LONGEST: usize = 64 << 20;
+/// Longest answer, in bytes: far more than any file needs, with all that it imports.
+const LONGEST: usize = 16 << 20;
+
+/// How many questions a session has: far more than any schema needs, and an end for a server that always knows of more.
+const MOST_QUESTIONS: usize = 10_000;
 
 /// Why a question has no answer.
 #[derive(Debug)]
-pub(super) enum Unanswered {
+pub(in crate::grpc) enum Unanswered {
     /// The server has no reflection.
     NoReflection,
     /// It does not know what was asked for.
@@ -34,21 +37,22 @@ pub(super) enum Unanswered {
 
 /// A server's reflection service.
 #[derive(Debug)]
-pub(super) struct Reflection {
+pub(in crate::grpc) struct Reflection {
     channel: Channel,
     metadata: MetadataMap,
     /// The versions that are still to be tried: the first one, once it has answered.
     versions: &'static [&'static str],
+    questions_left: usize,
     stream: Option<(mpsc::Sender<ServerReflectionRequest>, Streaming<ServerReflectionResponse>)>,
 }
 
 impl Reflection {
-    pub(super) fn new(channel: Channel, metadata: MetadataMap) -> Self {
-        Self { channel, metadata, versions: &VERSIONS, stream: None }
+    pub(in crate::grpc) fn new(channel: Channel, metadata: MetadataMap) -> Self {
+        Self { channel, metadata, versions: &VERSIONS, questions_left: MOST_QUESTIONS, stream: None }
     }
 
     /// The full names of the services, in alphabetical order.
-    pub(super) async fn services(&mut self) -> Result<Vec<String>, Unanswered> {
+    pub(in crate::grpc) async fn services(&mut self) -> Result<Vec<String>, Unanswered> {
         match self.ask(MessageRequest::ListServices("*".into())).await? {
             MessageResponse::ListServicesResponse(list) => {
                 let mut names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
@@ -60,23 +64,27 @@ impl Reflection {
     }
 
     /// The file that has a symbol, and perhaps others that it needs, encoded.
-    pub(super) async fn file_of_symbol(&mut self, symbol: &str) -> Result<Vec<Bytes>, Unanswered> {
+    pub(in crate::grpc) async fn file_of_symbol(&mut self, symbol: &str) -> Result<Vec<Bytes>, Unanswered> {
         self.files(MessageRequest::FileContainingSymbol(symbol.to_owned())).await
     }
 
-    pub(super) async fn file(&mut self, name: &str) -> Result<Vec<Bytes>, Unanswered> {
+    pub(in crate::grpc) async fn file(&mut self, name: &str) -> Result<Vec<Bytes>, Unanswered> {
         self.files(MessageRequest::FileByFilename(name.to_owned())).await
     }
 
     /// The numbers of all extensions of a message.
-    pub(super) async fn extensions(&mut self, message: &str) -> Result<Vec<i32>, Unanswered> {
+    pub(in crate::grpc) async fn extensions(&mut self, message: &str) -> Result<Vec<i32>, Unanswered> {
         match self.ask(MessageRequest::AllExtensionNumbersOfType(message.to_owned())).await? {
             MessageResponse::AllExtensionNumbersResponse(numbers) => Ok(numbers.extension_number),
             other => Err(unexpected(&other)),
         }
     }
 
-    pub(super) async fn file_of_extension(&mut self, message: &str, number: i32) -> Result<Vec<Bytes>, Unanswered> {
+    pub(in crate::grpc) async fn file_of_extension(
+        &mut self,
+        message: &str,
+        number: i32,
+    ) -> Result<Vec<Bytes>, Unanswered> {
         let extension = ExtensionRequest { containing_type: message.to_owned(), extension_number: number };
         self.files(MessageRequest::FileContainingExtension(extension)).await
     }
@@ -99,6 +107,10 @@ impl Reflection {
     }
 
     async fn ask(&mut self, question: MessageRequest) -> Result<MessageResponse, Unanswered> {
+        self.questions_left = self.questions_left.checked_sub(1).ok_or_else(|| {
+            let why = format!("the schema takes more than {MOST_QUESTIONS} questions: pass -proto or -protoset");
+            Unanswered::Failed(Status::resource_exhausted(why))
+        })?;
         let question = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
         let answer = match self.ask_on_stream(question.clone()).await {
             Some(answer) => answer,
