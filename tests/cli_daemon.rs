@@ -257,12 +257,15 @@ async fn agent_waits_for_its_hub_and_not_for_a_wrong_one() {
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let mut agent = Daemon::start(&arguments);
     agent.logs("the hub is not there yet").await;
+    agent.signal("HUP");
+    agent.logs("read again once it has started").await;
     let hub_arguments = files.hub_arguments();
     let mut hub_arguments: Vec<_> = hub_arguments.iter().map(String::as_str).collect();
     hub_arguments[2] = &address; // of --listen
     let mut hub = Daemon::start(&hub_arguments);
     let ready = ports(&hub.logs("hub ready").await);
     agent.logs("agent ready").await;
+    agent.logs("configuration read").await;
     call_through(ready.gateway).await;
 
     let other = Files::new();
@@ -355,7 +358,11 @@ async fn hangup_takes_what_it_can_of_the_file() {
     answer(&mut client).await.expect("it goes on as before");
     assert_eq!((first.echo.counts().finished, second.echo.counts().finished), (before, 2));
 
+    write(&first.address.to_string(), "grace = \"7s\"\n");
+    agent.signal("HUP");
+    agent.logs("configuration read").await;
     agent.signal("TERM");
+    assert_eq!(agent.logs("stopping").await["grace"], "7s");
     assert!(agent.ended().await.0.success());
 }
 
@@ -368,6 +375,14 @@ async fn admin_address_tells_life_from_readiness() {
     assert_eq!(http_get(hubs, "GET /readyz").await, (200, "ready: 0 agents connected\n".into()));
     assert_eq!(http_get(hubs, "POST /readyz").await.0, 405);
     assert_eq!(http_get(hubs, "GET /").await.0, 404);
+
+    // Who says nothing keeps nobody from asking.
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(tokio::net::TcpStream::connect(hubs).await.expect("it is accepted"));
+    }
+    assert_eq!(http_get(hubs, "GET /livez").await.0, 200);
+    drop(silent);
 
     let forward = beside.address.to_string();
     let arguments = files.agent_arguments(&ports.hub.to_string(), &forward);
@@ -573,6 +588,7 @@ async fn what_cannot_be_says_what_to_do() {
         ([&hub[..], &["--listen", "wss://127.0.0.1:0/"]].concat(), 64, "--tls-cert and --tls-key"),
         ([&hub[..], &["--keepalive", "10"]].concat(), 64, "--keepalive: `10` is no time: write 500ms, 10s"),
         ([&hub[..], &["--log-level", "a=b=c"]].concat(), 64, "is no log level"),
+        ([&hub[..], &["--log-level", "inof"]].concat(), 64, "write inof=trace"),
         (vec!["agent"], 64, "--forward 127.0.0.1:50051"),
         (vec!["agent", "--forward", "50051"], 64, "write host:port"),
         (vec!["agent", "--forward", "h:1", "--forward", "h:2"], 64, "take the same calls"),
