@@ -2,6 +2,8 @@
 
 mod local;
 mod rule;
+#[cfg(feature = "grpctunnel")]
+mod service;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -16,6 +18,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use http::header::HOST;
+use http::request::Parts;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -211,20 +214,29 @@ impl Forwards {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn pass_on(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let (mut head, body) = request.into_parts();
-        let table = self.table();
+    /// The server for a call, whose head is made ready for it.
+    fn find(&self, head: &mut Parts) -> Result<Arc<Local>, Status> {
         // One slash and no more, as the gateway's policies have it.
         let path = head.uri.path();
         let service = path.strip_prefix('/').and_then(|name| name.split('/').next()).unwrap_or_default();
+        let table = self.table();
         let Some((_, local)) = table.rules.iter().find(|(matches, _)| matches.takes(service)) else {
             let text = format!("this agent forwards no service `{}`", service.escape_debug());
-            return refuse(Status::unimplemented(text), &mut respond);
+            return Err(Status::unimplemented(text));
         };
         strip_hop_by_hop(&mut head.headers);
         // The authority says it.
         head.headers.remove(HOST);
-        head.uri = address(head.uri, local.scheme.clone(), &local.authority);
+        head.uri = address(std::mem::take(&mut head.uri), local.scheme.clone(), &local.authority);
+        Ok(local.clone())
+    }
+
+    async fn pass_on(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (mut head, body) = request.into_parts();
+        let local = match self.find(&mut head) {
+            Ok(local) => local,
+            Err(status) => return refuse(status, &mut respond),
+        };
         let mut body = Gathered::new(body, vec![self.0.held.clone()]);
         let placed = tokio::select! {
             biased;

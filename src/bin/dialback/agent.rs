@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dialback::grpctunnel::ReverseTunnel;
 use dialback::{
-    Agent, AgentBuilder, AgentStatus, ConnectError, ForwardRequest, Forwards, HostKeys, Identity, PublicKey,
+    Agent, AgentBuilder, AgentId, AgentStatus, ConnectError, ForwardRequest, Forwards, HostKeys, Identity, PublicKey,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{AgentKeys, Config, ConfigArgs, Key, KeyName};
@@ -16,6 +17,7 @@ use crate::daemon::keys::{Passphrase, certify};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
 use crate::hub::set;
+use crate::tunnel::Way;
 
 pub(crate) type AgentArgs = ConfigArgs<AgentKeys>;
 
@@ -28,6 +30,8 @@ Examples:
   dialback agent --hub hub.example.com:2222 --hub wss://hub.example.com/tunnel --id laptop-1 --identity ssh-agent
       --host-key-fingerprint SHA256:... --forward unix:/run/app.sock --forward metrics.v1.Metrics=127.0.0.1:9100
       by HTTPS where SSH does not get out; one service is another server's
+  dialback agent --hub grpcs://hub.example.com:8443 --id laptop-1 --token-file laptop-1.token --forward 127.0.0.1:50051
+      by grpctunnel, where nothing but gRPC passes
   dialback agent --ssh-config hub --forward https://localhost:50051 --forward-ca ca.pem
       hub, id, key and known hosts are those of `Host hub` in ~/.ssh/config
 
@@ -49,35 +53,92 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
 }
 
 struct Running {
-    agent: Arc<Agent>,
+    link: Link,
     forwards: Forwards,
-    /// Ends with the agent.
-    serving: Mutex<JoinHandle<()>>,
+}
+
+/// How the hub is to be reached.
+enum Plan {
+    Ssh(Box<AgentBuilder>, String),
+    Grpc(Way),
+}
+
+impl Plan {
+    fn hub(&self) -> &str {
+        match self {
+            Self::Ssh(_, hub) => hub,
+            Self::Grpc(way) => &way.url,
+        }
+    }
+}
+
+/// What leads to the hub.
+enum Link {
+    Ssh {
+        agent: Box<Agent>,
+        /// Ends with the agent.
+        serving: Mutex<JoinHandle<()>>,
+    },
+    Grpc {
+        tunnel: ReverseTunnel,
+        id: AgentId,
+    },
+}
+
+impl Link {
+    fn id(&self) -> &AgentId {
+        match self {
+            Self::Ssh { agent, .. } => agent.id(),
+            Self::Grpc { id, .. } => id,
+        }
+    }
+
+    fn status(&self) -> watch::Receiver<AgentStatus> {
+        match self {
+            Self::Ssh { agent, .. } => agent.status(),
+            Self::Grpc { tunnel, .. } => tunnel.status(),
+        }
+    }
 }
 
 async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
     let forwards = forwards(keys)?;
-    let (builder, hub) = builder(keys).await?;
+    let plan = match Way::of(keys)? {
+        Some(way) => Plan::Grpc(way),
+        None => {
+            let (builder, hub) = builder(keys).await?;
+            Plan::Ssh(Box::new(builder), hub)
+        }
+    };
     tracing::info!(
-        hub,
+        hub = plan.hub(),
         forward = keys.forward.iter().map(|rule| &*rule.0).collect::<Vec<_>>().join(","),
         admin = admin.map(|address| address.to_string()),
         "agent starts"
     );
     notify::status("connecting to the hub");
-    let agent = builder.connect_when_available(&hub).await.map_err(|error| explain(&error, keys))?;
+    let link = match plan {
+        Plan::Grpc(way) => {
+            let tunnel = way.open_when_available(&forwards.routes()).await?;
+            Link::Grpc { tunnel, id: way.id }
+        }
+        Plan::Ssh(builder, hub) => {
+            let agent = builder.connect_when_available(&hub).await.map_err(|error| explain(&error, keys))?;
+            let incoming = agent.incoming();
+            let serving = tokio::spawn({
+                let forwards = forwards.clone();
+                async move { forwards.serve(incoming).await }
+            });
+            Link::Ssh { agent: Box::new(agent), serving: Mutex::new(serving) }
+        }
+    };
     for (server, reached) in forwards.check(REACH).await {
         if let Err(error) = reached {
             tracing::warn!(server, %error, "the local server cannot be reached yet: calls to it fail until it is there");
         }
     }
-    let incoming = agent.incoming();
-    let serving = tokio::spawn({
-        let forwards = forwards.clone();
-        async move { forwards.serve(incoming).await }
-    });
-    Ok(Running { agent: Arc::new(agent), forwards, serving: Mutex::new(serving) })
+    Ok(Running { link, forwards })
 }
 
 /// What a hub's answer means for whoever has to mend it.
@@ -284,7 +345,7 @@ impl Service<AgentKeys> for Running {
     fn readiness(&self) -> Readiness {
         type Found = Option<(Instant, Result<(), String>)>;
         let found: Arc<Mutex<Found>> = Arc::default();
-        let (status, forwards) = (self.agent.status(), self.forwards.clone());
+        let (status, forwards) = (self.link.status(), self.forwards.clone());
         readiness(move || {
             let (status, forwards, found) = (status.clone(), forwards.clone(), found.clone());
             async move {
@@ -313,12 +374,12 @@ impl Service<AgentKeys> for Running {
     }
 
     fn announce(&self) {
-        let status = self.agent.status().borrow().to_string();
-        tracing::info!(id = %self.agent.id(), status, "agent ready");
+        let status = self.link.status().borrow().to_string();
+        tracing::info!(id = %self.link.id(), status, "agent ready");
     }
 
     fn status(&self) -> String {
-        self.agent.status().borrow().to_string()
+        self.link.status().borrow().to_string()
     }
 
     fn reload(&self, config: &Config<AgentKeys>, changed: Vec<&'static Key>) -> Result<Vec<&'static Key>, Failure> {
@@ -332,7 +393,7 @@ impl Service<AgentKeys> for Running {
     }
 
     async fn watch(&self) -> Result<(), Failure> {
-        let mut status = self.agent.status();
+        let mut status = self.link.status();
         loop {
             let text = {
                 let now = status.borrow_and_update();
@@ -349,12 +410,17 @@ impl Service<AgentKeys> for Running {
     }
 
     async fn shutdown(&self, grace: Duration) {
-        self.agent.shutdown(grace).await;
-        let mut serving = self.serving.lock().await;
-        if !serving.is_finished() {
-            // The channels are closed, so it has nothing left to do.
-            let _ = tokio::time::timeout(Duration::from_secs(1), &mut *serving).await;
-            serving.abort();
+        match &self.link {
+            Link::Grpc { tunnel, .. } => tunnel.shutdown(grace).await,
+            Link::Ssh { agent, serving } => {
+                agent.shutdown(grace).await;
+                let mut serving = serving.lock().await;
+                if !serving.is_finished() {
+                    // The channels are closed, so it has nothing left to do.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), &mut *serving).await;
+                    serving.abort();
+                }
+            }
         }
     }
 }

@@ -12,6 +12,8 @@ mod grpc;
 mod hub;
 mod keygen;
 mod shell;
+mod tokens;
+mod tunnel;
 
 use std::process::ExitCode;
 

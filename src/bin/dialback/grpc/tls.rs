@@ -42,6 +42,23 @@ pub(super) fn config(server: &ServerArgs) -> Result<ClientConfig, Failure> {
     Ok(config)
 }
 
+/// What an agent goes by when it dials a hub: the system's authorities, and those in a file of its own.
+///
+/// # Errors
+/// When the file cannot be used.
+pub(crate) fn hub(own: Option<&Path>) -> Result<ClientConfig, Failure> {
+    let provider = Arc::new(cryptography::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| Failure::because("TLS cannot be set up", &error))?;
+    let mut all = roots(None)?;
+    if let Some(own) = own {
+        all.roots.extend(roots(Some(own))?.roots);
+    }
+    let mut config = builder.with_root_certificates(all).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
 /// TLS that takes any certificate, to find out whether a server speaks it. Nothing is sent over it.
 pub(super) fn probe() -> Option<ClientConfig> {
     let provider = Arc::new(cryptography::default_provider());
