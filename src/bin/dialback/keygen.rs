@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use dialback::{AgentId, PrivateKey, PublicKey};
+use dialback::{AgentId, KeyError, PrivateKey, PublicKey};
 
 use crate::failure::Failure;
 use crate::grpc::print;
@@ -134,20 +134,38 @@ fn make_room(path: &Path, files: &[&Path]) -> Result<(), Failure> {
 fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
     let beside = beside(path);
     if line.existing {
-        // The private key may have a passphrase.
-        return match fs::read_to_string(&beside) {
-            Ok(text) => text
-                .trim()
-                .parse()
-                .map_err(|error| Failure::because(format_args!("{} is no public key", beside.display()), &error)),
-            Err(_) => Ok(PrivateKey::from_file(path).map_err(|error| Failure::because("no key", &error))?.public_key()),
-        };
+        return existing(path, &beside);
     }
     make_room(path, &[path, &beside])?;
     let key = PrivateKey::load_or_generate(path).map_err(|error| Failure::because("cannot make a key", &error))?;
     let public = key.public_key();
     say(format_args!("made {} and {}, {}", path.display(), beside.display(), public.fingerprint()));
     Ok(public)
+}
+
+/// The public half of a key that is there. What lies beside the private key counts only where that is somewhere else.
+fn existing(path: &Path, beside: &Path) -> Result<PublicKey, Failure> {
+    let public = match fs::read_to_string(beside) {
+        Ok(text) => {
+            let wrong = |error| Failure::because(format_args!("{} is no public key", beside.display()), &error);
+            Some(text.trim().parse::<PublicKey>().map_err(wrong)?)
+        }
+        Err(_) => None,
+    };
+    match (PrivateKey::public_key_in(path), public) {
+        (Ok(own), Some(public)) if own != public => Err(Failure::new(format_args!(
+            "{} is not the public half of {}, which is {}: remove it, or name the key that it belongs to",
+            beside.display(),
+            path.display(),
+            own.fingerprint()
+        ))),
+        (Ok(own), public) => Ok(public.unwrap_or(own)),
+        (Err(KeyError::Unreadable { .. }), Some(public)) => {
+            say(format_args!("{} cannot be read, so {} is taken at its word", path.display(), beside.display()));
+            Ok(public)
+        }
+        (Err(error), _) => Err(Failure::because("no key", &error)),
+    }
 }
 
 fn beside(path: &Path) -> PathBuf {
