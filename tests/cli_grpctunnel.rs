@@ -8,16 +8,16 @@ use std::net::SocketAddr;
 use common::{
     command::run,
     daemon::{Daemon, Files, dialback, http_get},
-    echo::{client, payload, pb::echo_client::EchoClient, steered},
+    echo::{payload, steered},
     forward::Beside,
-    gateway::channel_at,
+    gateway::call_through,
     grpctunnel::Library,
     peers::Peer,
     rig::{AGENT, soon},
     tls::Certificates,
 };
 use tokio::io::AsyncReadExt;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
 /// A directory with a token for the agent, and the hub's file of tokens.
 async fn files() -> Files {
@@ -55,19 +55,6 @@ fn start_agent(files: &Files, hub: &str, forward: &str, more: &[&str]) -> Daemon
     let arguments = agent_arguments(files, hub, forward);
     let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
     Daemon::start(&arguments)
-}
-
-/// A client of the agent at a gateway, once the agent is there.
-async fn call_through(gateway: SocketAddr) -> EchoClient<Channel> {
-    let mut client = client(channel_at(gateway, AGENT).await);
-    soon("the agent", async {
-        while let Err(status) = client.unary(payload("x")).await {
-            assert!(matches!(status.code(), Code::NotFound | Code::Unavailable), "{status}");
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    client
 }
 
 #[tokio::test]

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use dialback::grpctunnel::ReverseTunnel;
 use dialback::{
-    Agent, AgentBuilder, AgentId, AgentStatus, ConnectError, ForwardRequest, Forwards, HostKeys, Identity, PublicKey,
+    Agent, AgentBuilder, AgentId, AgentStatus, ConnectError, ForwardRequest, ForwardTls, Forwards, HostKeys, Identity,
+    PublicKey,
 };
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
@@ -16,8 +17,9 @@ use crate::daemon::admin::{Readiness, readiness};
 use crate::daemon::keys::{Passphrase, certify};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
+use crate::grpc::check_pair;
 use crate::hub::set;
-use crate::tunnel::Way;
+use crate::tunnel::{self, Way};
 
 pub(crate) type AgentArgs = ConfigArgs<AgentKeys>;
 
@@ -37,7 +39,7 @@ Examples:
 
 It waits for a hub that is not there yet, and gives up on what waiting does not cure, such as a wrong key.
 Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
-configuration again, of which --log-level, --forward and --forward-ca count at once.
+configuration again, of which --log-level, --forward, --forward-ca, --forward-cert and --forward-key count at once.
 Ready (GET /readyz of --admin) is an agent that is connected and whose local servers accept connections.
 Every flag is a key of the file, too, and a variable, in which the items of a list are separated by commas.
 Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
@@ -60,7 +62,7 @@ struct Running {
 /// How the hub is to be reached.
 enum Plan {
     Ssh(Box<AgentBuilder>, String),
-    Grpc(Way),
+    Grpc(Box<Way>),
 }
 
 impl Plan {
@@ -103,9 +105,10 @@ impl Link {
 
 async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
-    let forwards = forwards(keys)?;
+    let forwards = forwards(&config)?;
+    check_settings(&config)?;
     let plan = match Way::of(keys)? {
-        Some(way) => Plan::Grpc(way),
+        Some(way) => Plan::Grpc(Box::new(way)),
         None => {
             let (builder, hub) = builder(keys).await?;
             Plan::Ssh(Box::new(builder), hub)
@@ -158,16 +161,82 @@ pub(crate) fn explain(error: &ConnectError, keys: &AgentKeys) -> Failure {
     Failure::new(format!("{failure}\n  {hint}"))
 }
 
-pub(crate) fn forwards(keys: &AgentKeys) -> Result<Forwards, Failure> {
+/// The local servers.
+///
+/// # Errors
+/// When there is none, or something of it is wrong.
+pub(crate) fn forwards(config: &Config<AgentKeys>) -> Result<Forwards, Failure> {
+    let keys = &config.own;
     if keys.forward.is_empty() {
         return Err(Failure::usage("say where the local gRPC server is: --forward 127.0.0.1:50051"));
     }
-    let rules = keys.forward.iter().map(|rule| &*rule.0);
-    let made = match &keys.forward_ca {
-        Some(file) => Forwards::with_tls_roots(rules, file),
-        None => Forwards::new(rules),
+    if !keys.forward.iter().any(|rule| rule.rsplit('=').next().is_some_and(|to| to.starts_with("https://"))) {
+        let why =
+            "no --forward is https://: write --forward https://HOST:PORT for a server with TLS, or leave this out";
+        config.refuse(|field| matches!(field, "forward_ca" | "forward_cert" | "forward_key"), why)?;
+    }
+    let tls = set(ForwardTls::new(), keys.forward_ca.as_ref(), ForwardTls::roots);
+    let tls = match (&keys.forward_cert, &keys.forward_key) {
+        (Some(certificates), Some(key)) => {
+            check_pair(certificates, key)?;
+            tls.client_certificate(certificates, key)
+        }
+        (None, None) => tls,
+        _ => return Err(Failure::usage("--forward-cert and --forward-key go together")),
     };
-    made.map_err(|error| Failure::usage(format!("--forward: {error}")))
+    let rules = keys.forward.iter().map(|rule| &*rule.0);
+    Forwards::with_tls(rules, tls).map_err(|error| Failure::usage(format!("--forward: {error}")))
+}
+
+/// What would be passed over in silence.
+///
+/// # Errors
+/// The first of these, with what to do.
+pub(crate) fn check_settings(config: &Config<AgentKeys>) -> Result<(), Failure> {
+    let keys = &config.own;
+    if let Some(hub) = keys.hub.iter().find(|hub| tunnel::is_meant(hub)) {
+        let why = format!("it is for hubs of SSH, and {} is none: leave it out", hub.0);
+        let of_ssh = [
+            "identity",
+            "certificate",
+            "identity_passphrase_file",
+            "known_hosts",
+            "host_key_fingerprint",
+            "host_ca",
+            "ssh_config",
+            "ssh_config_file",
+            "label",
+            "remote",
+            "forward_request_optional",
+            "max_channels",
+            "window",
+            "rekey_bytes",
+            "rekey_interval",
+            "renew_after",
+        ];
+        config.refuse(|field| of_ssh.contains(&field), &why)?;
+        let why = format!("no proxy leads to {}: through one, a hub is reached by SSH or at wss://", hub.0);
+        return config.refuse(|field| matches!(field, "proxy" | "proxy_command"), &why);
+    }
+    let why = "it is for a hub at grpcs:// or grpc://; others are shown --identity: leave it out";
+    config.refuse(|field| field == "token_file", why)?;
+    if keys.ssh_config.is_none() {
+        let why = "say which host of it: --ssh-config HOST";
+        config.refuse(|field| field == "ssh_config_file", why)?;
+    } else {
+        let why = "with --ssh-config, keys are those of ~/.ssh/config (IdentityFile, CertificateFile): leave it out";
+        config.refuse(|field| matches!(field, "certificate" | "identity_passphrase_file"), why)?;
+    }
+    let secure_proxy = match &keys.proxy {
+        Some(proxy) => proxy.starts_with("https://"),
+        // The environment may have one.
+        None => !keys.no_proxy && keys.proxy_command.is_none(),
+    };
+    if !secure_proxy && !keys.hub.iter().any(|hub| hub.starts_with("wss://")) {
+        let why = "nothing on the way speaks TLS: no --hub is wss:// or grpcs://: set one, or leave this out";
+        config.refuse(|field| field == "tls_roots", why)?;
+    }
+    Ok(())
 }
 
 /// The agent, and the hub that it dials first.
@@ -383,10 +452,11 @@ impl Service<AgentKeys> for Running {
     }
 
     fn reload(&self, config: &Config<AgentKeys>, changed: Vec<&'static Key>) -> Result<Vec<&'static Key>, Failure> {
-        let (taken, left): (Vec<_>, Vec<_>) =
-            changed.into_iter().partition(|key| matches!(key.field, "forward" | "forward_ca") && key.table == "agent");
+        let (taken, left): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| {
+            matches!(key.field, "forward" | "forward_ca" | "forward_cert" | "forward_key") && key.table == "agent"
+        });
         if !taken.is_empty() {
-            self.forwards.replace(&forwards(&config.own)?);
+            self.forwards.replace(&forwards(config)?);
             tracing::info!(forward = ?self.forwards, "calls go to other servers from now on");
         }
         Ok(left)

@@ -57,7 +57,7 @@ struct Running {
 
 async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
-    check_settings(keys)?;
+    check_settings(&config)?;
     let (builder, host_key) = builder(keys)?;
     let because = |error| match error {
         error @ BindError::InvalidAddress { .. } => Failure::usage(error),
@@ -86,27 +86,77 @@ fn is_secure(address: &str) -> bool {
     address.starts_with("wss://") || address.starts_with("grpcs://")
 }
 
-/// What cannot be together, or is missing.
-fn check_settings(keys: &HubKeys) -> Result<(), Failure> {
-    let (by_grpc, by_ssh): (Vec<_>, Vec<_>) =
-        keys.listen.iter().chain(&keys.websocket).partition(|address| tunnel::is_meant(address));
-    let secure = keys.listen.iter().chain(&keys.websocket).find(|address| is_secure(address));
+/// What cannot be together, is missing, or would be passed over in silence.
+///
+/// # Errors
+/// The first of these, with what to do.
+pub(crate) fn check_settings(config: &Config<HubKeys>) -> Result<(), Failure> {
+    let keys = &config.own;
+    let addresses = || keys.listen.iter().chain(&keys.websocket);
+    let secure = addresses().find(|address| is_secure(address));
     if let Some(address) = secure.filter(|_| keys.tls_cert.is_none() || keys.tls_key.is_none()) {
         return Err(Failure::usage(format!("{} needs certificates: --tls-cert and --tls-key", address.0)));
     }
-    if let Some(address) = by_grpc.first().filter(|_| keys.agent_tokens.is_none()) {
-        return Err(Failure::usage(format!(
-            "say which tokens may be which agents at {}: --agent-tokens FILE; `dialback keygen token NAME` makes one",
-            address.0
-        )));
+    if secure.is_none() {
+        let why = "no --listen and no --websocket is wss:// or grpcs://: set one, or leave this out";
+        config.refuse(|field| matches!(field, "tls_cert" | "tls_key"), why)?;
     }
-    if !by_ssh.is_empty() && keys.host_key.is_empty() {
-        let text = "name the hub's own key: --host-key FILE; `dialback keygen` makes one";
-        return Err(Failure::usage(text));
+    match addresses().find(|address| tunnel::is_meant(address)) {
+        Some(address) if keys.agent_tokens.is_none() => {
+            return Err(Failure::usage(format!(
+                "say which tokens may be which agents at {}: --agent-tokens FILE; `dialback keygen token NAME` makes one",
+                address.0
+            )));
+        }
+        Some(_) => {}
+        None => {
+            let why = "it is for agents by grpctunnel: set --listen grpcs://HOST:PORT, too, or leave this out";
+            config.refuse(|field| field == "agent_tokens", why)?;
+        }
     }
-    if !by_ssh.is_empty() && keys.authorized_keys.is_none() && keys.user_ca.is_none() {
-        let text = "say which keys may be which agents: --authorized-keys FILE (with %u, one file for each agent), or --user-ca FILE";
-        return Err(Failure::usage(text));
+    if addresses().any(|address| !tunnel::is_meant(address)) {
+        if keys.host_key.is_empty() {
+            return Err(Failure::usage("name the hub's own key: --host-key FILE; `dialback keygen` makes one"));
+        }
+        if keys.authorized_keys.is_none() && keys.user_ca.is_none() {
+            let text = "say which keys may be which agents: --authorized-keys FILE (with %u, one file for each agent), or --user-ca FILE";
+            return Err(Failure::usage(text));
+        }
+    } else {
+        let of_ssh = [
+            "host_key",
+            "host_certificate",
+            "host_key_passphrase_file",
+            "authorized_keys",
+            "user_ca",
+            "revoked_keys",
+            "accept_labels",
+            "max_auth_attempts",
+            "rekey_bytes",
+            "rekey_interval",
+        ];
+        let why = "no --listen and no --websocket is for agents by SSH: set one, or leave this out";
+        config.refuse(|field| of_ssh.contains(&field), why)?;
+    }
+    if keys.gateway.is_none() {
+        let why = "it is for the gateway: set --gateway HOST:PORT, too, or leave this out";
+        config.refuse(|field| field == "policy" || field.starts_with("gateway_"), why)?;
+    }
+    if keys.gateway_tls_cert.is_some() != keys.gateway_tls_key.is_some() {
+        return Err(Failure::usage("--gateway-tls-cert and --gateway-tls-key go together"));
+    }
+    if keys.gateway_tls_cert.is_none() {
+        let why = "client certificates need TLS: set --gateway-tls-cert and --gateway-tls-key, too, or leave this out";
+        config.refuse(|field| field == "gateway_client_ca", why)?;
+    }
+    if keys.trusted_proxies.is_empty() {
+        let why = "say which proxies speak it: --trusted-proxies NETWORK";
+        config.refuse(|field| field == "proxy_protocol", why)?;
+    }
+    let by_websocket = addresses().any(|address| address.starts_with("ws"));
+    if !keys.proxy_protocol && !by_websocket {
+        let why = "what a proxy says counts with --proxy-protocol, or at ws:// and wss://: set one, or leave this out";
+        config.refuse(|field| field == "trusted_proxies", why)?;
     }
     Ok(())
 }
@@ -116,14 +166,17 @@ fn reachable(address: &str) -> String {
     address.replace("//0.0.0.0:", "//THIS-HOST:").replace("//[::]:", "//THIS-HOST:")
 }
 
-/// The hub, and its key if there is one. Agents of `grpctunnel` alone need none.
-fn builder(keys: &HubKeys) -> Result<(HubBuilder, Option<PublicKey>), Failure> {
-    let passphrase = Passphrase {
+pub(crate) fn passphrase(keys: &HubKeys) -> Passphrase<'_> {
+    Passphrase {
         file: keys.host_key_passphrase_file.as_deref(),
         variable: "DIALBACK_HOST_KEY_PASSPHRASE",
         flag: "host-key-passphrase-file",
-    };
-    let host_keys = certify(passphrase.open(&keys.host_key, "dialback keygen")?, &keys.host_certificate)?;
+    }
+}
+
+/// The hub, and its key if there is one. Agents of `grpctunnel` alone need none.
+fn builder(keys: &HubKeys) -> Result<(HubBuilder, Option<PublicKey>), Failure> {
+    let host_keys = certify(passphrase(keys).open(&keys.host_key, "dialback keygen")?, &keys.host_certificate)?;
     let mut host_keys = host_keys.into_iter();
     let first = host_keys.next();
     let public = first.as_ref().map(PrivateKey::public_key);
@@ -183,7 +236,11 @@ pub(crate) fn set<B, V>(builder: B, value: Option<V>, set: impl FnOnce(B, V) -> 
     }
 }
 
-fn authorizer(keys: &HubKeys) -> Result<AuthorizedKeys, Failure> {
+/// Whose keys are let in.
+///
+/// # Errors
+/// When a file cannot be used.
+pub(crate) fn authorizer(keys: &HubKeys) -> Result<AuthorizedKeys, Failure> {
     let because = |error| Failure::because("the agents' keys cannot be used", &error);
     let mut authorizer = match &keys.authorized_keys {
         Some(path) => AuthorizedKeys::open(path).map_err(because)?,
@@ -209,8 +266,7 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
     }
     builder = match (&keys.gateway_tls_cert, &keys.gateway_tls_key) {
         (Some(certificates), Some(key)) => builder.tls(certificates, key),
-        (None, None) => builder,
-        _ => return Err(Failure::usage("--gateway-tls-cert and --gateway-tls-key go together")),
+        _ => builder,
     };
     if let Some(path) = &keys.gateway_client_ca {
         builder = builder.client_ca(path);
@@ -234,12 +290,17 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
     let builder = set(builder, keys.gateway_max_duration, |builder, time| builder.max_duration(time));
     let builder = set(builder, keys.gateway_idle_timeout, |builder, time| builder.idle_timeout(time));
     builder.bind(address).await.map_err(|error| match error {
-        dialback::gateway::GatewayError::NeedsPolicy { address } => Failure::usage(format!(
-            "{address} is no loopback address, and without a policy everybody could call every agent: say who may call what with --policy FILE, or use --gateway 127.0.0.1:{}",
-            address.port()
-        )),
+        dialback::gateway::GatewayError::NeedsPolicy { address } => needs_policy(address),
         error => Failure::because("the gateway cannot start", &error),
     })
+}
+
+/// Said of a gateway that everybody could reach.
+pub(crate) fn needs_policy(address: SocketAddr) -> Failure {
+    Failure::usage(format!(
+        "{address} is no loopback address, and without a policy everybody could call every agent: say who may call what with --policy FILE, or use --gateway 127.0.0.1:{}",
+        address.port()
+    ))
 }
 
 fn count(hub: &Hub) -> String {

@@ -122,6 +122,11 @@ impl Tokens {
         Ok(Self { path: path.into(), read: Mutex::new(Version { table, at: Instant::now(), fault: None }) })
     }
 
+    /// How many there are.
+    pub(crate) async fn count(&self) -> usize {
+        self.current().await.len()
+    }
+
     async fn current(&self) -> Arc<Table> {
         let mut version = self.read.lock().await;
         if version.at.elapsed() >= FRESH {

@@ -105,18 +105,10 @@ impl Way {
     /// # Errors
     /// When something is missing, or stands there for SSH.
     pub(crate) fn of(keys: &AgentKeys) -> Result<Option<Self>, Failure> {
-        let Some(url) = keys.hub.iter().find(|hub| is_meant(hub)) else {
-            return match &keys.token_file {
-                None => Ok(None),
-                Some(_) => {
-                    Err(Failure::usage("--token-file is for hubs at grpcs:// and grpc://: others are shown --identity"))
-                }
-            };
-        };
+        let Some(url) = keys.hub.iter().find(|hub| is_meant(hub)) else { return Ok(None) };
         if keys.hub.len() > 1 {
             return Err(Failure::usage(format!("{} stands alone: leave out the other --hub", url.0)));
         }
-        refuse_what_is_for_ssh(keys, &url.0)?;
         let (secure, rest) = match url.strip_prefix("grpcs://") {
             Some(rest) => (true, rest),
             None => (false, url.strip_prefix("grpc://").unwrap_or_default()),
@@ -258,36 +250,6 @@ impl Way {
         let failed = |source| Failed::Tls { hub: self.url.clone(), source };
         let secured = TlsConnector::from(config.clone()).connect(name.clone(), stream).await.map_err(failed)?;
         Ok(Box::new(secured))
-    }
-}
-
-/// What is set for SSH would be passed over in silence.
-fn refuse_what_is_for_ssh(keys: &AgentKeys, url: &str) -> Result<(), Failure> {
-    let proxied = keys.proxy.is_some() || keys.proxy_command.is_some();
-    let set = [
-        (!keys.identity.is_empty(), "identity"),
-        (!keys.certificate.is_empty(), "certificate"),
-        (keys.identity_passphrase_file.is_some(), "identity-passphrase-file"),
-        (!keys.known_hosts.is_empty(), "known-hosts"),
-        (!keys.host_key_fingerprint.is_empty(), "host-key-fingerprint"),
-        (!keys.host_ca.is_empty(), "host-ca"),
-        (keys.ssh_config.is_some(), "ssh-config"),
-        (!keys.label.is_empty(), "label"),
-        (keys.remote.is_some(), "remote"),
-        (keys.forward_request_optional, "forward-request-optional"),
-        (keys.max_channels.is_some(), "max-channels"),
-        (keys.window.is_some(), "window"),
-        (keys.rekey_bytes.is_some(), "rekey-bytes"),
-        (keys.rekey_interval.is_some(), "rekey-interval"),
-        (keys.renew_after.is_some(), "renew-after"),
-        (proxied, "proxy and --proxy-command"),
-    ];
-    match set.into_iter().find(|(set, _)| *set) {
-        Some((_, name)) if proxied && name.starts_with("proxy") => Err(Failure::usage(format!(
-            "--{name} do not lead to {url}: through a proxy the hub is reached at wss:// or by SSH"
-        ))),
-        Some((_, name)) => Err(Failure::usage(format!("--{name} is for hubs of SSH, and {url} is none: leave it out"))),
-        None => Ok(()),
     }
 }
 

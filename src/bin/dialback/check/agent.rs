@@ -1,37 +1,23 @@
-//! `dialback check`: whether an agent would reach its hub, step by step, and what to do if not.
+//! Whether an agent would reach its hub.
 
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::Duration;
 
-use clap::Args;
 use dialback::ConnectError;
+use dialback::grpctunnel::OpenError;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
+use tonic::Code;
+use tonic::service::Routes;
 
-use crate::agent::{builder, explain, forwards};
-use crate::config::{Address, AgentKeys, Config, ConfigArgs};
+use super::Report;
+use crate::agent::{builder, check_settings, explain, forwards};
+use crate::config::{Address, AgentKeys, Config};
 use crate::failure::Failure;
-use crate::grpc::print;
+use crate::tunnel::{self, Failed, Way};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Arguments of `check`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  dialback check --config dialback.toml
-  dialback check --hub hub.example.com:2222 --id laptop-1 --identity laptop-1 --known-hosts known_hosts
-
-It takes the flags, variables and file of `dialback agent`, and looks at each hub on its own. For that it logs in as the
-agent, and leaves at once: where this agent runs already, calls that come in that moment may have to be made again.
-
-Exit codes: 0 all is well; 1 something is not; 64 the configuration is wrong.")]
-pub(crate) struct CheckArgs {
-    #[command(flatten)]
-    agent: ConfigArgs<AgentKeys>,
-}
 
 /// What has to go well, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,13 +29,14 @@ enum Step {
     WebSocket,
     Ssh,
     HostKey,
+    Grpc,
     Login,
     Forward,
     RoundTrip,
 }
 
 impl Step {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Name,
         Self::Proxy,
         Self::Connection,
@@ -57,6 +44,7 @@ impl Step {
         Self::WebSocket,
         Self::Ssh,
         Self::HostKey,
+        Self::Grpc,
         Self::Login,
         Self::Forward,
         Self::RoundTrip,
@@ -71,6 +59,7 @@ impl Step {
             Self::WebSocket => "WebSocket",
             Self::Ssh => "SSH",
             Self::HostKey => "host key",
+            Self::Grpc => "gRPC",
             Self::Login => "login",
             Self::Forward => "forward",
             Self::RoundTrip => "round trip",
@@ -84,7 +73,9 @@ impl Step {
             // A proxy looks the name up itself.
             Self::Name => !socket && !proxied,
             Self::Proxy => proxied,
-            Self::Tls => hub.starts_with("wss://"),
+            Self::Tls => hub.starts_with("wss://") || hub.starts_with("grpcs://"),
+            Self::Ssh | Self::HostKey | Self::Forward | Self::RoundTrip => !tunnel::is_meant(hub),
+            Self::Grpc => tunnel::is_meant(hub),
             Self::WebSocket => hub.starts_with("wss://") || hub.starts_with("ws://"),
             _ => true,
         }
@@ -107,92 +98,116 @@ impl Step {
     }
 }
 
-/// Runs `dialback check`.
-pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.agent)?;
-    if args.agent.print {
-        return print(config.print().as_bytes());
-    }
-    let file = args.agent.file().map_or("no file, flags and environment alone".into(), display);
+/// Goes to each hub, and to the local servers.
+pub(super) async fn check(config: &Config<AgentKeys>, report: &mut Report) -> Result<(), Failure> {
     // What is missing or cannot be read is told before anything is dialled.
-    let (_, first) = builder(&config.own).await?;
-    let mut well = true;
-    tick(true, "config", &file);
-
-    let hubs = if config.own.hub.is_empty() { vec![Address(first)] } else { config.own.hub.clone() };
-    for hub in hubs {
-        anstream::println!("\n{}", hub.0);
-        well &= check_hub(&config.own, &hub).await?;
-    }
-    if config.own.forward.is_empty() {
-        anstream::println!("\nno --forward is set, so no local server was looked at");
-    } else {
-        anstream::println!("\nlocal servers");
-        for (server, reached) in forwards(&config.own)?.check(PATIENCE).await {
-            match reached {
-                Ok(()) => tick(true, &server, "accepts connections"),
-                Err(why) => {
-                    tick(false, &server, &format!("{why}\n  start the server, or mend --forward"));
-                    well = false;
-                }
+    check_settings(config)?;
+    let forwards = if config.own.forward.is_empty() { None } else { Some(forwards(config)?) };
+    match Way::of(&config.own)? {
+        Some(way) => {
+            report.begin();
+            report.title(&way.url);
+            check_way(&way, report).await;
+        }
+        None => {
+            let (_, first) = builder(&config.own).await?;
+            report.begin();
+            let hubs = if config.own.hub.is_empty() { vec![Address(first)] } else { config.own.hub.clone() };
+            for hub in hubs {
+                report.title(&hub);
+                check_hub(&config.own, &hub, report).await?;
             }
         }
     }
-    if well { Ok(()) } else { Err(Failure::told()) }
+    match forwards {
+        None => anstream::println!("\nno --forward is set, so no local server was looked at"),
+        Some(forwards) => {
+            report.title("local servers");
+            for (server, reached) in forwards.check(PATIENCE).await {
+                let reached = reached.map(|()| "accepts connections".to_owned());
+                report.step(&server, reached.map_err(|why| format!("{why}\n  start the server, or mend --forward")));
+            }
+        }
+    }
+    Ok(())
 }
 
-fn display(path: &Path) -> String {
-    path.display().to_string()
+/// Goes all the way to a hub of `grpctunnel`.
+async fn check_way(way: &Way, report: &mut Report) {
+    let opened = way.open(Routes::default()).await;
+    let failed = opened.as_ref().err().map(|failed| match failed {
+        Failed::Name { .. } => Step::Name,
+        Failed::Connection { .. } => Step::Connection,
+        Failed::Tls { .. } => Step::Tls,
+        Failed::Tunnel { source: OpenError::Refused(status), .. }
+            if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) =>
+        {
+            Step::Login
+        }
+        Failed::NotGrpc { .. } | Failed::Tunnel { .. } => Step::Grpc,
+    });
+    let until = failed.unwrap_or(Step::Forward);
+    for step in Step::ALL.into_iter().filter(|step| *step < until && step.is_on_the_way(&way.url, false)) {
+        report.step(step.name(), Ok(passed(step, &way.url, way.id.as_str(), None).await));
+    }
+    match (opened, failed) {
+        (Ok(tunnel), _) => tunnel.shutdown(Duration::ZERO).await,
+        (Err(error), failed) => {
+            report.step(failed.unwrap_or(Step::Grpc).name(), Err(way.explain(&error).to_string()));
+        }
+    }
 }
 
-fn tick(well: bool, what: &str, text: &str) {
-    let (mark, colour) = if well { ("✓", "\x1b[32m") } else { ("✗", "\x1b[31m") };
-    // Where stdout is no terminal the colours are left out.
-    anstream::println!("{colour}{mark}\x1b[0m {what:<11}  {text}");
+/// What is said of a step that went well.
+async fn passed(step: Step, hub: &str, id: &str, proxy: Option<&str>) -> String {
+    match step {
+        Step::Name => resolve(hub).await.unwrap_or_else(|why| format!("not known here ({why})")),
+        Step::Proxy => proxy.unwrap_or_default().to_owned(),
+        Step::Login => format!("as {id}"),
+        _ => String::new(),
+    }
 }
 
-/// Goes all the way to one hub.
-async fn check_hub(keys: &AgentKeys, hub: &Address) -> Result<bool, Failure> {
+/// Goes all the way to one hub of SSH.
+async fn check_hub(keys: &AgentKeys, hub: &Address, report: &mut Report) -> Result<(), Failure> {
     let mut keys = keys.clone();
     keys.hub = vec![hub.clone()];
-    let proxied = keys.proxy.is_some() || keys.proxy_command.is_some();
     let (builder, address) = builder(&keys).await?;
-
-    let passed = async |until: Step, id: &str| {
-        for step in Step::ALL.into_iter().filter(|step| *step < until && step.is_on_the_way(&hub.0, proxied)) {
-            let text = match step {
-                Step::Name => match resolve(&hub.0).await {
-                    Ok(addresses) => addresses,
-                    // There may be a proxy in the environment, which looks it up.
-                    Err(why) => format!("not known here ({why}), but to the proxy"),
-                },
-                Step::Login => format!("as {id}"),
-                _ => String::new(),
-            };
-            tick(true, step.name(), &text);
-        }
+    let proxy = match &keys.proxy_command {
+        Some(_) => Some("--proxy-command".to_owned()),
+        None => builder.proxy_to(&address).map(|proxy| match &keys.proxy {
+            Some(_) => proxy,
+            None => format!("{proxy}, from the environment or ~/.ssh/config"),
+        }),
     };
-    let agent = match builder.connect(&address).await {
+    let connected = builder.connect(&address).await;
+    let id = match &connected {
+        Ok(agent) => agent.id().to_string(),
+        Err(_) => keys.id.clone().unwrap_or_default(),
+    };
+    let failed = connected.as_ref().err().map(Step::of);
+    let until = failed.unwrap_or(Step::RoundTrip);
+    let on_the_way = |step: &Step| *step < until && step.is_on_the_way(&address, proxy.is_some());
+    for step in Step::ALL.into_iter().filter(on_the_way) {
+        report.step(step.name(), Ok(passed(step, &address, &id, proxy.as_deref()).await));
+    }
+    let agent = match connected {
         Ok(agent) => agent,
         Err(error) => {
-            let failed = Step::of(&error);
-            passed(failed, keys.id.as_deref().unwrap_or_default()).await;
-            tick(false, failed.name(), &explain(&error, &keys).to_string());
-            return Ok(false);
+            report.step(Step::of(&error).name(), Err(explain(&error, &keys).to_string()));
+            return Ok(());
         }
     };
     // Nobody serves here.
     drop(agent.incoming());
-    passed(Step::RoundTrip, agent.id().as_str()).await;
     let trip = timeout(PATIENCE, agent.round_trip()).await.ok().flatten();
-    match trip {
-        Some(took) => tick(true, Step::RoundTrip.name(), &format!("{:.1} ms", took.as_secs_f64() * 1000.0)),
-        None => {
-            tick(false, Step::RoundTrip.name(), &format!("no answer within {PATIENCE:?}\n  is the path overloaded?"))
-        }
-    }
+    let said = trip.map(|took| format!("{:.1} ms", took.as_secs_f64() * 1000.0));
+    report.step(
+        Step::RoundTrip.name(),
+        said.ok_or_else(|| format!("no answer within {PATIENCE:?}\n  is the path overloaded?")),
+    );
     agent.shutdown(Duration::ZERO).await;
-    Ok(trip.is_some())
+    Ok(())
 }
 
 /// The addresses of a hub's host.

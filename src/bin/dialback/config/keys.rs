@@ -182,6 +182,10 @@ keys! {
         forward ("[SERVICE=]ADDRESS"): Vec<Address>;
         /// Authorities that certify local servers with TLS, in PEM, beside the system's.
         forward_ca ("FILE"): Option<PathBuf>;
+        /// What the agent shows to local servers with TLS that ask for a certificate, in PEM; read at each connection.
+        forward_cert ("FILE"): Option<PathBuf>;
+        /// The key of --forward-cert, in PEM.
+        forward_key ("FILE"): Option<PathBuf>;
         /// What the agent says of itself; may be repeated. A hub takes what it accepts.
         label ("NAME=VALUE"): Vec<String>;
         /// How many tunnels to open at once, from 1 to 8 (1).
