@@ -260,7 +260,7 @@ async fn what_cannot_be_says_what_to_do() {
         (
             [&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &token, "--identity", &key]].concat(),
             64,
-            "--identity is for hubs of SSH",
+            "--identity: it is for hubs of SSH",
         ),
         (
             [&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &token, "--hub", "h:1"]].concat(),
@@ -272,7 +272,7 @@ async fn what_cannot_be_says_what_to_do() {
             64,
             "wss://",
         ),
-        ([&agent[..], &["--hub", "h:1", "--token-file", &token]].concat(), 64, "--token-file is for hubs at grpcs://"),
+        ([&agent[..], &["--hub", "h:1", "--token-file", &token]].concat(), 64, "--token-file: it is for a hub at grpcs://"),
     ];
     for (arguments, code, text) in cases {
         let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
