@@ -154,6 +154,15 @@ async fn token_is_what_counts_and_the_file_is_followed() {
     files.write("agent_tokens", &good);
     agent.logs("tunnel opened").await;
     call_through(hub.gateway).await;
+    agent.signal("TERM");
+    assert!(agent.ended().await.0.success());
+
+    // It may be in the environment.
+    let token = std::fs::read_to_string(files.path("laptop-1.token")).expect("read");
+    let arguments = ["agent", "--hub", &hub.url, "--id", AGENT, "--forward", &forward, "--log-format", "json"];
+    let mut start = dialback(&arguments);
+    start.env("DIALBACK_AGENT_TOKEN", token.trim());
+    Daemon(Peer::start(&mut start)).logs("agent ready").await;
 }
 
 #[tokio::test]
@@ -272,7 +281,11 @@ async fn what_cannot_be_says_what_to_do() {
             64,
             "wss://",
         ),
-        ([&agent[..], &["--hub", "h:1", "--token-file", &token]].concat(), 64, "--token-file: it is for a hub at grpcs://"),
+        (
+            [&agent[..], &["--hub", "h:1", "--token-file", &token]].concat(),
+            64,
+            "--token-file: it is for a hub at grpcs://",
+        ),
     ];
     for (arguments, code, text) in cases {
         let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;

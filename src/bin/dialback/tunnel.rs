@@ -171,7 +171,7 @@ impl Way {
                     let wait = longest.mul_f64(rand::random::<f64>());
                     longest = longest.saturating_mul(2).min(max);
                     let error = Failure::because("cannot connect", &failed).to_string();
-                    tracing::warn!(hub = self.url, attempt, error, ?wait, "the hub is not there yet");
+                    tracing::info!(hub = self.url, attempt, error, ?wait, "the hub is not there yet");
                     tokio::time::sleep(wait).await;
                 }
                 Err(failed) => return Err(self.explain(&failed)),
