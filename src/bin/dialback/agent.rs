@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use dialback::grpctunnel::ReverseTunnel;
 use dialback::{
     Agent, AgentBuilder, AgentId, AgentStatus, ConnectError, ForwardRequest, ForwardTls, Forwards, HostKeys, Identity,
-    PublicKey,
 };
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
@@ -332,8 +331,9 @@ async fn from_ssh_config(keys: &AgentKeys, host: &str) -> Result<(AgentBuilder, 
 }
 
 #[cfg(not(unix))]
-async fn from_ssh_config(_: &AgentKeys, _: &str) -> Result<(AgentBuilder, String), Failure> {
-    Err(Failure::usage("--ssh-config is for Unix"))
+async fn from_ssh_config(keys: &AgentKeys, _: &str) -> Result<(AgentBuilder, String), Failure> {
+    let name = if keys.ssh_config_file.is_some() { "--ssh-config-file" } else { "--ssh-config" };
+    Err(Failure::usage(format!("{name} is for Unix")))
 }
 
 fn identity(keys: &AgentKeys) -> Result<Option<Identity>, Failure> {
@@ -366,7 +366,7 @@ fn ssh_agent(name: &KeyName, files: &[&KeyName]) -> Result<Identity, Failure> {
             Failure::usage(format!("beside an ssh-agent, --identity names a public key (FILE.pub): {}: {why}", file.0))
         };
         let text = std::fs::read_to_string(&file.0).map_err(|error| wrong(error.to_string()))?;
-        let key: PublicKey =
+        let key: dialback::PublicKey =
             text.trim().parse().map_err(|error: dialback::InvalidPublicKey| wrong(error.to_string()))?;
         identity = identity.with_public_key(key);
     }

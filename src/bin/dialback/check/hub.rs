@@ -1,6 +1,5 @@
 //! Whether a hub would start.
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -164,7 +163,7 @@ fn certified(certificate: &Path, key: &Path) -> Result<String, String> {
 #[cfg(unix)]
 fn others_can_read(key: &Path) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt;
-    match fs::metadata(key) {
+    match std::fs::metadata(key) {
         Ok(metadata) if metadata.mode() & 0o007 != 0 => {
             Err(format!("everybody on this machine can read the key {0}\n  chmod o= {0}", key.display()))
         }
@@ -211,7 +210,7 @@ fn unix(path: &Path) -> Result<(), String> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err("something listens there already\n  is it this hub? End it, or choose another path".into());
     }
-    match path.parent().map(fs::metadata) {
+    match path.parent().map(std::fs::metadata) {
         Some(Ok(directory)) if directory.is_dir() => Ok(()),
         _ => Err("its directory is not there\n  make it, for the hub's user to write to".into()),
     }
