@@ -1,7 +1,7 @@
 //! [`TunnelChannel`]: calls through a tunnel's one long-lived connection, for any tonic stub.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,13 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use h2::{Reason, SendStream};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
@@ -25,7 +22,7 @@ use tower_service::Service;
 use crate::connector::Route;
 #[cfg(feature = "grpctunnel")]
 use crate::grpctunnel::{CallBody, Caller};
-use crate::http2::{Given, Lease, Placed, ReceivedBody, Upload, Way, address, failed, strip_hop_by_hop, timeout_of};
+use crate::http2::{Hold, Lease, Placed, ReceivedBody, Way, address, ask, failed, strip_hop_by_hop, timeout_of};
 use crate::ssh::Call;
 #[cfg(feature = "grpctunnel")]
 use crate::ssh::OwnChannel;
@@ -92,84 +89,20 @@ impl TunnelChannel {
     }
 }
 
-/// What a call on a connection holds until its end; dropping it ends the call.
-#[derive(Debug)]
-struct Hold {
-    call: Call,
-    _lease: Lease,
-    request: Sending,
-    /// The head of the answer has come.
-    answered: bool,
-}
-
-/// How far a request has been sent.
-#[derive(Debug)]
-enum Sending {
-    /// All of it has been given to h2.
-    Given(Option<(SendStream<Bytes>, Given)>),
-    /// The rest is sent by a task, which gives the stream back.
-    Running(AbortHandle, oneshot::Receiver<(SendStream<Bytes>, Given)>),
-}
-
-impl Hold {
-    /// Sends no more, and has h2 drop what it still has: an answer may come before the request was taken.
-    fn end_request(&mut self) {
-        let stream = match &mut self.request {
-            Sending::Given(stream) => stream.take(),
-            Sending::Running(task, stream) => {
-                task.abort();
-                stream.close();
-                stream.try_recv().ok()
-            }
-        };
-        if let Some((mut stream, given)) = stream
-            && self.answered
-            && given.is_kept()
-        {
-            stream.send_reset(Reason::CANCEL);
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.end_request();
-    }
-}
-
 /// Sends a request and waits for the head of its answer.
 async fn exchange(
     call: Call,
     lease: Lease,
-    mut sender: SendRequest<Bytes>,
+    sender: SendRequest<Bytes>,
     request: Request<Body>,
 ) -> Result<Response<Received>, Status> {
     let session = call.session();
     let (mut head, body) = request.into_parts();
     strip_hop_by_hop(&mut head.headers);
     head.uri = address(head.uri, Scheme::HTTP, &session.authority);
-    let sent = sender.send_request(Request::from_parts(head, ()), body.is_end_stream());
-    let (response, stream) = sent.map_err(|error| {
-        lease.has_ended();
-        failed(session, error)
-    })?;
-    let (response, hasty) = lease.awaits(response);
-    let mut hold = Hold { call, _lease: lease, request: Sending::Given(None), answered: false };
-    if !body.is_end_stream() {
-        let mut upload = Box::pin(Upload::new(body, stream).hasty(hasty));
-        // Most requests are sent here and now.
-        hold.request = match poll_fn(|cx| Poll::Ready(upload.as_mut().poll(cx))).await {
-            Poll::Ready(stream) => Sending::Given(Some(stream)),
-            Poll::Pending => {
-                let (give, given) = oneshot::channel();
-                let rest = async { _ = give.send(upload.await) };
-                Sending::Running(hold.call.session().runtime.spawn(rest).abort_handle(), given)
-            }
-        };
-    }
-    let response = response.await.map_err(|error| failed(hold.call.session(), error))?;
-    hold.answered = true;
-    Ok(response.map(|stream| Received::Http2(ReceivedBody::new(stream), hold)))
+    let answered = ask(lease, sender, head, body, &session.runtime).await;
+    let (response, hold) = answered.map_err(|error| failed(session, error))?;
+    Ok(response.map(|stream| Received::Http2 { body: ReceivedBody::new(stream), _hold: hold, call }))
 }
 
 /// The same in a tunnel that has no channels.
@@ -191,7 +124,11 @@ async fn exchange_own(
 /// What comes of an answer, and what the call holds until its end; dropping it ends the call.
 #[derive(Debug)]
 enum Received {
-    Http2(ReceivedBody, Hold),
+    Http2 {
+        body: ReceivedBody,
+        _hold: Hold,
+        call: Call,
+    },
     #[cfg(feature = "grpctunnel")]
     Own {
         body: CallBody,
@@ -203,8 +140,8 @@ enum Received {
 impl Received {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self {
-            Self::Http2(body, hold) => {
-                Pin::new(body).poll_frame(cx).map_err(|error| failed(hold.call.session(), error))
+            Self::Http2 { body, call, .. } => {
+                Pin::new(body).poll_frame(cx).map_err(|error| failed(call.session(), error))
             }
             #[cfg(feature = "grpctunnel")]
             Self::Own { body, call, .. } => Pin::new(body).poll_frame(cx).map_err(|lost| lost.status(call.session())),
@@ -213,7 +150,7 @@ impl Received {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Http2(body, _) => body.is_end_stream(),
+            Self::Http2 { body, .. } => body.is_end_stream(),
             #[cfg(feature = "grpctunnel")]
             Self::Own { body, .. } => body.is_end_stream(),
         }

@@ -243,7 +243,7 @@ pub use channel::{ResponseBody, TunnelChannel};
 pub use close::{CloseReason, Disconnected};
 pub use connector::{Connector, DialError};
 #[cfg(feature = "gateway")]
-pub use forward::{ForwardError, Forwards};
+pub use forward::{ForwardError, ForwardTls, Forwards};
 pub use hub::{
     Balance, BindError, EventsError, Hub, HubBuilder, HubEvent, HubEvents, Tunnel, TunnelInfo, TunnelPolicy, WaitError,
 };

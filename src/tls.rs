@@ -134,6 +134,15 @@ fn failed<'a, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 /// # Errors
 /// When the file cannot be read. Blocks on the file system.
 pub(crate) fn client(own: Option<&Path>, protocol: &str) -> Result<rustls::ClientConfig, TlsError> {
+    client_as(own, None, protocol)
+}
+
+/// The same, which shows a certificate to servers that ask for one: of two files, the certificates and their key.
+pub(crate) fn client_as(
+    own: Option<&Path>,
+    identity: Option<(&Path, &Path)>,
+    protocol: &str,
+) -> Result<rustls::ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     // Some of a system's may not be of use; what is missing then is missed when a certificate is checked.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -145,7 +154,15 @@ pub(crate) fn client(own: Option<&Path>, protocol: &str) -> Result<rustls::Clien
     let provider = Arc::new(cryptography::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let at = own.unwrap_or(Path::new("TLS"));
-    let mut config = builder.map_err(failed(at, "certificate"))?.with_root_certificates(roots).with_no_client_auth();
+    let builder = builder.map_err(failed(at, "certificate"))?.with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let secret = PrivateKeyDer::from_pem_file(key).map_err(failed(key, "private key"))?;
+            let shown = builder.with_client_auth_cert(certificates(chain)?, secret);
+            shown.map_err(failed(chain, "certificate of the key"))?
+        }
+    };
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Ok(config)
 }

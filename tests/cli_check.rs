@@ -43,15 +43,26 @@ impl Site {
     /// Checks the way to `hub`; exit code and what was printed.
     async fn check(&self, hub: &str, more: &[&str]) -> (i32, String) {
         let known_hosts = if more.contains(&"--known-hosts") { "" } else { "--known-hosts known_hosts" };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dialback"));
-        command.current_dir(self.directory.path()).kill_on_drop(true);
-        command.args(["check", "--hub", hub, "--id", "laptop-1", "--identity", "id"]);
-        command.args(known_hosts.split_whitespace()).args(more);
-        let Output { status, stdout, stderr } = soon("the end", command.output()).await.unwrap();
-        let text = String::from_utf8([stdout, stderr].concat()).unwrap();
-        assert!(!text.contains('\x1b'), "no colours in a pipe: {text}");
-        (status.code().unwrap(), text)
+        let fixed = ["--hub", hub, "--id", "laptop-1", "--identity", "id"];
+        let known_hosts: Vec<_> = known_hosts.split_whitespace().collect();
+        check_in(self.directory.path(), &[&fixed[..], &known_hosts, more].concat(), &[]).await
     }
+}
+
+/// Exit code and what was printed, with variables of the environment.
+async fn check_in(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dialback"));
+    command.current_dir(directory).kill_on_drop(true).arg("check").args(arguments);
+    for name in
+        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"]
+    {
+        command.env_remove(name);
+    }
+    command.envs(variables.iter().copied());
+    let Output { status, stdout, stderr } = soon("the end", command.output()).await.unwrap();
+    let text = String::from_utf8([stdout, stderr].concat()).unwrap();
+    assert!(!text.contains('\x1b'), "no colours in a pipe: {text}");
+    (status.code().unwrap(), text)
 }
 
 fn ticks(text: &str) -> Vec<String> {
@@ -145,4 +156,166 @@ async fn wrong_configuration_is_told_before_anything_is_dialled() {
     assert!(code == 0 && text.contains("[agent]") && !text.contains("secret"), "{code} {text}");
     let (code, text) = site.check("127.0.0.1:1", &["--proxy", "http://a:1", "--no-proxy"]).await;
     assert!(code == 64 && text.contains("--no-proxy"), "{code} {text}");
+}
+
+#[tokio::test]
+async fn proxy_is_a_step_wherever_it_comes_from() {
+    let site = Site::start().await;
+    let proxy = common::egress::Egress::start(common::egress::Speaks::Connect).await;
+    let address = site.hub.local_addr().to_string();
+    let arguments = ["--hub", &address, "--id", "laptop-1", "--identity", "id", "--known-hosts", "known_hosts"];
+    let check = async |more: &[&str], variables: &[(&str, &str)]| {
+        let (code, text) = check_in(site.directory.path(), &[&arguments[..], more].concat(), variables).await;
+        assert_eq!(code, 0, "{text}");
+        let of_proxy = text.lines().find(|line| line.starts_with("✓ proxy")).map(str::to_owned);
+        // What a proxy is to look up need not be known here.
+        assert_eq!(ticks(&text).contains(&"name".to_owned()), of_proxy.is_none(), "{text}");
+        of_proxy
+    };
+    let set = check(&["--proxy", proxy.url()], &[]).await.expect("the step");
+    assert!(set.contains(proxy.url()) && !set.contains("environment"), "{set}");
+    let found = check(&[], &[("ALL_PROXY", proxy.url())]).await.expect("the step");
+    assert!(found.contains(proxy.url()) && found.contains("from the environment"), "{found}");
+    assert_eq!(proxy.carried(), 2);
+    assert_eq!(check(&["--no-proxy"], &[("ALL_PROXY", proxy.url())]).await, None);
+    assert_eq!(check(&[], &[("ALL_PROXY", proxy.url()), ("NO_PROXY", "127.0.0.1")]).await, None);
+}
+
+#[cfg(unix)]
+mod by_daemons {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::common::{
+        command::run,
+        daemon::{Daemon, Files},
+    };
+
+    fn text(path: &Path) -> String {
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn way_by_grpctunnel_has_its_own_steps() {
+        let files = Files::new();
+        let (token, tokens) = (files.path("token"), files.path("tokens"));
+        assert_eq!(run(&["keygen", "token", "laptop-1", "--file", &token, "--append", &tokens]).await.code, 0);
+        let certificates = Certificates::of(files.dir.path(), &["127.0.0.1"]);
+        let (certificate, key) = (text(&certificates.certificate), text(&certificates.key));
+        let listen = ["hub", "--listen", "grpcs://127.0.0.1:0", "--agent-tokens", &tokens];
+        let mut hub = Daemon::start(&[&listen[..], &["--tls-cert", &certificate, "--tls-key", &key]].concat());
+        let url = hub.logs("hub ready").await["listen"].as_str().unwrap().to_owned();
+        let authority = text(&certificates.authority);
+        let arguments = ["--hub", &url, "--id", "laptop-1", "--token-file", &token];
+        let trusting = [&arguments[..], &["--tls-roots", &authority]].concat();
+        let (code, said) = check_in(files.dir.path(), &trusting, &[]).await;
+        assert_eq!(
+            (code, ticks(&said)),
+            (0, ["config", "name", "connection", "TLS", "gRPC", "login"].map(str::to_owned).into())
+        );
+
+        let (code, said) = check_in(files.dir.path(), &arguments, &[]).await;
+        let (failed, why) = cross(&said);
+        assert!(code == 1 && failed == "TLS" && why.contains("--tls-roots"), "{said}");
+        files.write("tokens", "# nobody\n");
+        // The hub looks at its file again after a second.
+        soon("the refusal", async {
+            loop {
+                let (code, said) = check_in(files.dir.path(), &trusting, &[]).await;
+                if code == 1 {
+                    let (failed, why) = cross(&said);
+                    assert!(failed == "login" && why.contains("--agent-tokens"), "{said}");
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn hub_that_would_start_is_ticked() {
+        let files = Files::new();
+        let certificates = Certificates::of(files.dir.path(), &["hub.example.com"]);
+        std::fs::set_permissions(&certificates.key, PermissionsExt::from_mode(0o600)).unwrap();
+        files.write("policy.toml", "");
+        assert_eq!(
+            run(&["keygen", "token", "a", "--file", &files.path("t"), "--append", &files.path("tokens")]).await.code,
+            0
+        );
+        let config = "[hub]\nlisten = [\"127.0.0.1:0\", \"unix:hub.sock\", \"grpcs://127.0.0.1:0\"]\n\
+            websocket = \"wss://127.0.0.1:0/tunnel\"\ntls-cert = \"certificate.pem\"\ntls-key = \"key.pem\"\n\
+            host-key = \"host\"\nauthorized-keys = \"authorized_keys\"\nagent-tokens = \"tokens\"\n\
+            gateway = \"127.0.0.1:0\"\npolicy = \"policy.toml\"\n[admin]\nlisten = \"127.0.0.1:0\"\n";
+        files.write("dialback.toml", config);
+        let (code, said) = check_in(files.dir.path(), &["hub", "--config", "dialback.toml"], &[]).await;
+        assert_eq!(code, 0, "{said}");
+        for part in
+            ["✓ settings", "✓ host key", "✓ agents ", "1 of them", "for hub.example.com, for ", "✓ policy", "free"]
+        {
+            assert!(said.contains(part), "no {part}: {said}");
+        }
+        assert!(!Path::new(&files.path("hub.sock")).exists(), "nothing stays");
+        let mut hub = Daemon::start(&["hub", "--config", &files.path("dialback.toml")]);
+        hub.logs("hub ready").await;
+    }
+
+    #[tokio::test]
+    async fn every_fault_of_a_hub_is_told_with_what_to_do() {
+        let files = Files::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = listener.local_addr().unwrap().to_string();
+        let taken_socket = UnixListener::bind(files.path("taken.sock")).unwrap();
+        // One that has expired, and the key of another.
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["hub.example.com".into()]).unwrap();
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        files.write("old.pem", &params.self_signed(&key).unwrap().pem());
+        files.write("old.key", &key.serialize_pem());
+        let certificates = Certificates::of(files.dir.path(), &["hub.example.com"]);
+        std::fs::set_permissions(&certificates.key, PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(files.path("host"), PermissionsExt::from_mode(0o644)).unwrap();
+        files.write("authorized_keys", "ssh-ed25519 not-a-key\n");
+        files.write("policy.toml", "[[caller]]\nname = 1\n");
+        files.write("tokens", "laptop-1 x\n");
+        let busy = format!("--listen={taken}");
+        let check = async |more: &[&str]| {
+            let fixed = ["hub", "--host-key", "host", "--authorized-keys", "authorized_keys"];
+            check_in(files.dir.path(), &[&fixed[..], more].concat(), &[]).await
+        };
+        let cases: [(&[&str], &str, &str); 10] = [
+            (&["--listen", "127.0.0.1:0"], "host key", "chmod"),
+            (&[&busy], "listen", "choose another port"),
+            (&["--listen", "unix:taken.sock"], "listen", "listens there already"),
+            (&["--listen", "unix:no/such/hub.sock"], "listen", "directory is not there"),
+            (&["--listen", "127.0.0.1:0", "--listen", "192.0.2.1:2222"], "listen", "does not have this address"),
+            (&["--gateway", "127.0.0.1:0", "--policy", "policy.toml"], "policy", "line 2"),
+            (&["--gateway", "0.0.0.0:0"], "gateway", "--policy FILE"),
+            (&["--listen", "grpcs://127.0.0.1:0", "--agent-tokens", "tokens"], "tokens", "tokens:1: "),
+            (&["--policy", "policy.toml"], "settings", "set --gateway HOST:PORT"),
+            (&["--listen", "127.0.0.1:0"], "agents", "mend the line"),
+        ];
+        for (more, step, advice) in cases {
+            let (code, said) = check(more).await;
+            let told = said.split("✗ ").skip(1).any(|fault| fault.starts_with(step) && fault.contains(advice));
+            assert!(code == 1 && told, "{more:?}: {said}");
+        }
+        let old = ["--listen", "wss://127.0.0.1:0/", "--tls-cert", "old.pem", "--tls-key"];
+        for (more, advice) in [
+            (&[&old[..], &["old.key"]].concat(), "renew it"),
+            (&[&old[..], &["key.pem"]].concat(), "no certificate of the key"),
+        ] {
+            let (_, said) = check(more).await;
+            let told = said.split("✗ ").skip(1).any(|fault| fault.starts_with("TLS") && fault.contains(advice));
+            assert!(told, "{said}");
+        }
+        let (_, said) =
+            check(&["--listen", "wss://127.0.0.1:0/", "--tls-cert", "certificate.pem", "--tls-key", "key.pem"]).await;
+        assert!(said.contains("everybody on this machine can read the key"), "{said}");
+        let (code, said) = check_in(files.dir.path(), &["--id", "x", "hub"], &[]).await;
+        assert!(code == 64 && said.contains("dialback check hub"), "{code} {said}");
+        drop(taken_socket);
+    }
 }

@@ -185,6 +185,46 @@ async fn what_is_wrong_in_the_file_is_said_with_its_place() {
 }
 
 #[tokio::test]
+async fn settings_that_would_be_passed_over_in_silence_are_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let hub = ["hub", "--listen", "127.0.0.1:0", "--host-key", "h", "--authorized-keys", "a"];
+    let by_grpc = ["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", "t"];
+    let agent = ["agent", "--hub", "h:1", "--id", "a", "--identity", "i", "--forward", "h:1"];
+    let cases: Vec<(Vec<&str>, &str, &str)> = vec![
+        ([&hub[..], &["--policy", "p"]].concat(), "--policy: ", "set --gateway HOST:PORT"),
+        ([&hub[..], &["--gateway-max-held", "1MiB"]].concat(), "--gateway-max-held: ", "set --gateway HOST:PORT"),
+        ([&hub[..], &["--tls-cert", "c", "--tls-key", "k"]].concat(), "--tls-cert: ", "wss:// or grpcs://"),
+        ([&hub[..], &["--agent-tokens", "t"]].concat(), "--agent-tokens: ", "--listen grpcs://HOST:PORT"),
+        ([&hub[..], &["--proxy-protocol"]].concat(), "--proxy-protocol: ", "--trusted-proxies NETWORK"),
+        ([&hub[..], &["--trusted-proxies", "10.0.0.0/8"]].concat(), "--trusted-proxies: ", "--proxy-protocol"),
+        (
+            [&hub[..], &["--gateway", "127.0.0.1:0", "--gateway-client-ca", "c"]].concat(),
+            "--gateway-client-ca: ",
+            "--gateway-tls-cert and --gateway-tls-key",
+        ),
+        ([&hub[..], &["--gateway", "127.0.0.1:0", "--gateway-tls-cert", "c"]].concat(), "", "go together"),
+        ([&by_grpc[..], &["--host-key", "h"]].concat(), "--host-key: ", "for agents by SSH"),
+        ([&agent[..], &["--forward-ca", "c"]].concat(), "--forward-ca: ", "--forward https://HOST:PORT"),
+        ([&agent[..], &["--tls-roots", "c", "--no-proxy"]].concat(), "--tls-roots: ", "wss:// or grpcs://"),
+        ([&agent[..], &["--ssh-config-file", "c"]].concat(), "--ssh-config-file: ", "--ssh-config HOST"),
+    ];
+    for (arguments, at, said) in cases {
+        let output = run(&arguments, &[]).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {text}");
+        assert!(text.contains(at) && text.contains(said), "{arguments:?}: {text}");
+    }
+    // With its place, and not if it is switched off.
+    let file = write(dir.path(), "[hub]\nproxy-protocol = false\ngateway-suffix = \"a.example\"\n");
+    let output = run(&[&hub[..], &["--config", &file]].concat(), &[]).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("dialback.toml:3:18: `gateway-suffix`: "), "{text}");
+    let output = run(&hub, &[("DIALBACK_HUB_POLICY", "p")]).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("DIALBACK_HUB_POLICY: ") && output.status.code() == Some(64), "{text}");
+}
+
+#[tokio::test]
 async fn help_is_what_it_was() {
     for role in ["hub", "agent"] {
         let output = run(&[role, "--help"], &[("COLUMNS", "100")]).await;

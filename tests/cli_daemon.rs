@@ -3,15 +3,14 @@
 
 mod common;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::{
     daemon::{Daemon, Files, dialback, http_get, ports},
-    echo::{Echo, client, payload, pb::echo_client::EchoClient, steered},
+    echo::{Echo, payload, pb::echo_client::EchoClient, steered},
     faults::until,
     forward::Beside,
-    gateway::channel_at,
+    gateway::{call_through, channel_at, until_answered},
     peers::{Peer, require_program, ssh_keygen, ssh_keygen_sign},
     rig::{AGENT, soon},
 };
@@ -23,19 +22,6 @@ use tonic::{
 };
 
 type Client = EchoClient<Channel>;
-
-/// A client of the agent at a gateway, once the agent is there.
-async fn call_through(gateway: SocketAddr) -> Client {
-    let mut client = client(channel_at(gateway, AGENT).await);
-    soon("the agent", async {
-        while let Err(status) = client.unary(payload("x")).await {
-            assert!(matches!(status.code(), Code::NotFound | Code::Unavailable), "{status}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    client
-}
 
 async fn answer(client: &mut Client) -> Result<(), Status> {
     let answer = soon("an answer", client.unary(payload("hello"))).await?;
@@ -107,120 +93,6 @@ async fn service_that_nothing_takes_is_unimplemented() {
         status.code() == Code::Unimplemented && status.message() == text
     };
     until_answered(&mut client, is_it).await;
-}
-
-#[tokio::test]
-async fn local_server_may_speak_tls() {
-    let files = Files::new();
-    let certificates = common::tls::Certificates::of(files.dir.path(), &["localhost"]);
-    let (address, _server) = serve_tls(&certificates).await;
-    let (_hub, ports) = files.hub(&[]).await;
-    let hub = ports.hub.to_string();
-    let url = format!("https://localhost:{}", address.port());
-    let authority = certificates.authority.to_str().expect("UTF-8");
-    let agent = files.agent(&hub, &url, &["--forward-ca", authority]).await;
-    let mut client = call_through(ports.gateway).await;
-    answer(&mut client).await.expect("it is answered");
-    agent.signal("TERM");
-    assert!(agent.ended().await.0.success());
-
-    // Without its authority, and without TLS, the caller is told what is wrong.
-    for (forward, said) in [(url, "TLS: "), (format!("localhost:{}", address.port()), "write https://")] {
-        let agent = files.agent(&hub, &forward, &[]).await;
-        let mut client = common::echo::client(channel_at(ports.gateway, AGENT).await);
-        until_answered(&mut client, |status| status.code() == Code::Unavailable && status.message().contains(said))
-            .await;
-        agent.signal("TERM");
-        assert!(agent.ended().await.0.success());
-    }
-}
-
-/// Calls until the answer is the one that is looked for.
-async fn until_answered(client: &mut Client, is_it: impl Fn(&Status) -> bool) {
-    let mut last = None;
-    for _ in 0..500 {
-        match client.unary(payload("x")).await {
-            Err(status) if is_it(&status) => return,
-            other => last = Some(other),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the last answer was {last:?}");
-}
-
-/// An echo over TLS, on loopback.
-async fn serve_tls(certificates: &common::tls::Certificates) -> (SocketAddr, JoinHandle<()>) {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    let chain = CertificateDer::pem_file_iter(&certificates.certificate).expect("read");
-    let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates");
-    let key = PrivateKeyDer::from_pem_file(&certificates.key).expect("a key");
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = config.expect("versions").with_no_client_auth().with_single_cert(chain, key).expect("a config");
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("localhost:0").await.expect("bind");
-    let address = listener.local_addr().expect("an address");
-    let (send, streams) = tokio::sync::mpsc::channel(16);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.expect("accept");
-            let (acceptor, send) = (acceptor.clone(), send.clone());
-            tokio::spawn(async move {
-                if let Ok(stream) = acceptor.accept(stream).await {
-                    let _ = send.send(Ok::<_, std::io::Error>(Secured(stream))).await; // the test is over
-                }
-            });
-        }
-    });
-    let server = Server::builder().add_service(Echo::default().service());
-    let serving = tokio::spawn(async move {
-        let incoming = tokio_stream::wrappers::ReceiverStream::new(streams);
-        server.serve_with_incoming(incoming).await.expect("it serves");
-    });
-    (address, serving)
-}
-
-/// A stream that tonic takes.
-struct Secured(tokio_rustls::server::TlsStream<tokio::net::TcpStream>);
-
-impl tonic::transport::server::Connected for Secured {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl tokio::io::AsyncRead for Secured {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl tokio::io::AsyncWrite for Secured {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.0).poll_write(cx, data)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! `dialback keygen`, `completions` and `man`, through the real program.
 #![cfg(feature = "cli")]
 
+mod common;
+
 use std::{
     fs,
     path::Path,
@@ -73,6 +75,36 @@ fn private_keys_are_for_their_owner_alone_and_never_overwritten() {
     assert!(!directory.path().join("other").exists());
     let (again, _) = done(directory.path(), &["keygen", "agent", "laptop-1", "--key", "new/keys/id", "--existing"]);
     assert_eq!(again, line);
+}
+
+#[cfg(unix)]
+#[test]
+fn line_about_a_key_that_is_there_is_about_the_private_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let existing = ["keygen", "agent", "laptop-1", "--existing"];
+    let (line, _) = done(directory.path(), &existing[..3]);
+    done(directory.path(), &["keygen", "agent", "other"]);
+    // Somebody has put another public key beside it.
+    fs::rename(path("laptop-1.pub"), path("own.pub")).unwrap();
+    fs::copy(path("other.pub"), path("laptop-1.pub")).unwrap();
+    let (code, said) = failed(directory.path(), &existing);
+    assert!(code == 1 && said.contains("laptop-1.pub is not the public half of laptop-1"), "{code} {said}");
+    fs::remove_file(path("laptop-1.pub")).unwrap();
+    assert_eq!(done(directory.path(), &existing).0, line);
+    // A passphrase hides the private half alone.
+    if common::peers::require_program("ssh-keygen") {
+        let encrypt = ["-q", "-p", "-N", "secret", "-P", "", "-f"];
+        let encrypted = Command::new("ssh-keygen").args(encrypt).arg(path("laptop-1")).output().unwrap();
+        assert!(encrypted.status.success(), "{encrypted:?}");
+        let (without_comment, _) = done(directory.path(), &existing);
+        assert!(line.starts_with(without_comment.trim()) && without_comment.len() > 80, "{without_comment}");
+    }
+    // Where it is on another machine, the public half is all there is.
+    fs::rename(path("own.pub"), path("laptop-1.pub")).unwrap();
+    fs::remove_file(path("laptop-1")).unwrap();
+    let (out, said) = done(directory.path(), &existing);
+    assert!(out == line && said.contains("at its word"), "{out} {said}");
 }
 
 #[test]

@@ -3,20 +3,16 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use common::child::{self, Keys};
 use common::echo::{Echo, payload, pb::echo_client::EchoClient};
-use common::peers::{Peer, find_program, require_program};
+use common::egress::{PROXYS, microsocks, tinyproxy};
+use common::peers::require_program;
 use common::rig::{AGENT, serve, soon};
 use dialback::{Agent, AgentBuilder, AllowedKeys, ConnectError, HostKeys, Hub, PrivateKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
-
-/// What the proxies dial from, so that a hub can tell who came through one.
-const PROXYS: &str = "127.0.0.5";
 
 #[tokio::test]
 async fn child() {
@@ -33,43 +29,6 @@ async fn pair() -> (Hub, impl Fn() -> AgentBuilder) {
 }
 
 /// Starts a program on a port that was free a moment ago.
-async fn listening(start: impl Fn(u16) -> Command) -> (Peer, u16) {
-    for _ in 0..5 {
-        let free = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
-        let peer = Peer::start(&mut start(port));
-        for _ in 0..200 {
-            if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return (peer, port);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-    panic!("it does not listen");
-}
-
-async fn tinyproxy(dir: &Path, more: &str) -> (Peer, u16) {
-    listening(|port| {
-        let config = format!("Port {port}\nListen 127.0.0.1\nBind {PROXYS}\nTimeout 600\nMaxClients 50\n{more}\n");
-        let file = dir.join(format!("tinyproxy-{port}.conf"));
-        std::fs::write(&file, config).expect("write");
-        let mut command = Command::new(find_program("tinyproxy").expect("it is there"));
-        command.arg("-d").arg("-c").arg(file);
-        command
-    })
-    .await
-}
-
-async fn microsocks(more: &[&str]) -> (Peer, u16) {
-    listening(|port| {
-        let mut command = Command::new(find_program("microsocks").expect("it is there"));
-        command.args(["-i", "127.0.0.1", "-b", PROXYS, "-p", &port.to_string()]).args(more);
-        command
-    })
-    .await
-}
-
 async fn assert_callable(hub: &Hub, from: &str) {
     let tunnel = soon("the agent", hub.wait_for(AGENT)).await.expect("an id");
     let mut echo = EchoClient::new(hub.channel(AGENT).expect("an id"));

@@ -4,18 +4,18 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::bulk::{RekeyedBy, assert_numbered, numbered};
 use common::echo::{Echo, client, pattern, payload};
 use common::faults::alone;
-use common::peers::{Peer, find_program, require_program, ssh_keygen};
+use common::openssh::run_sshd;
+use common::peers::{Peer, require_program, ssh_keygen};
 use common::rig::{serve, soon};
 use dialback::{Agent, AgentBuilder, ConnectError, HostKeys, PrivateKey};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::process::Command;
 use tonic::transport::{Channel, Endpoint};
 
 /// A cloud with sshd, and an agent's key that it knows.
@@ -85,27 +85,6 @@ impl Cloud {
     fn socket(&self) -> PathBuf {
         self.dir.path().join("laptop-1.sock")
     }
-}
-
-/// On a port that was free a moment ago.
-async fn run_sshd(dir: &Path, options: &str) -> (Peer, u16) {
-    for _ in 0..5 {
-        let port = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("an address").port();
-        let config = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
-             StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n\
-             PidFile none\n{options}\n",
-            dir = dir.display()
-        );
-        std::fs::write(dir.join("sshd_config"), config).expect("write");
-        let mut command = Command::new(find_program("sshd").expect("it is there"));
-        let mut peer = Peer::start(command.arg("-D").arg("-e").arg("-f").arg(dir.join("sshd_config")));
-        let listening = tokio::time::timeout(Duration::from_secs(5), peer.line("Server listening on"));
-        if listening.await.is_ok() {
-            return (peer, port);
-        }
-    }
-    panic!("sshd does not start");
 }
 
 /// An ordinary gRPC client in the cloud.

@@ -200,6 +200,12 @@ impl AgentBuilder {
         self
     }
 
+    /// The proxy by which this hub would be dialled now, set or from the environment, without user and password: to tell
+    /// somebody. None for what is no address, too.
+    pub fn proxy_to(&self, hub: &str) -> Option<String> {
+        self.egress.as_ref().ok()?.proxy_for(&Address::parse(hub).ok()?).map(|proxy| proxy.to_string())
+    }
+
     /// A command that leads to the hub, in place of a proxy: its standard input and output are the connection, as with
     /// OpenSSH's `ProxyCommand`. `/bin/sh` starts it at each dial, as `exec COMMAND`, with the hub's host for `%h`, its port
     /// for `%p`, and `%` for `%%`. It is no job of the terminal's: one that asks there stands still until the login's time is

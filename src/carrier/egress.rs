@@ -16,7 +16,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio_socks::tcp::Socks5Stream;
 
-use super::{Carried, DialFailure, HostPort, Stream, tcp};
+use super::{Address, Carried, DialFailure, HostPort, Stream, tcp};
 
 /// The longest head of a proxy's answer, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -118,6 +118,19 @@ fn intercept(matcher: &Matcher, scheme: &str, host: &str) -> Option<Intercept> {
 }
 
 impl Egress {
+    /// The proxy on the way to a hub, if there is one.
+    pub(crate) fn proxy_for(&self, hub: &Address) -> Option<Proxy> {
+        match hub {
+            Address::Tcp(to) => self.proxy_to(&to.host, Purpose::Ssh),
+            #[cfg(unix)]
+            Address::Unix(_) => None,
+            #[cfg(feature = "websocket")]
+            Address::WebSocket(url) => {
+                self.proxy_to(&url.at.host, if url.tls { Purpose::Https } else { Purpose::Http })
+            }
+        }
+    }
+
     fn proxy_to(&self, host: &str, purpose: Purpose) -> Option<Proxy> {
         let found = match (self, purpose) {
             (Self::Direct, _) => None,

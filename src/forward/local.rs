@@ -1,7 +1,6 @@
 //! One local server, and the connections to it.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 
+use super::ForwardTls;
 use super::rule::Place;
 #[cfg(unix)]
 use crate::carrier::unix;
@@ -30,12 +30,12 @@ pub(super) struct Local {
     /// What it is called by.
     pub(super) authority: Authority,
     place: Place,
-    roots: Option<PathBuf>,
+    tls: ForwardTls,
     connections: Connections,
 }
 
 impl Local {
-    pub(super) fn new(given: String, place: Place, roots: Option<PathBuf>) -> Self {
+    pub(super) fn new(given: String, place: Place, tls: ForwardTls) -> Self {
         let name = match &place {
             Place::Tcp { at, .. } if at.host.contains(':') => format!("[{}]:{}", at.host, at.port),
             Place::Tcp { at, .. } => format!("{}:{}", at.host, at.port),
@@ -44,7 +44,7 @@ impl Local {
         };
         let authority = name.parse().unwrap_or_else(|_| Authority::from_static("localhost"));
         let scheme = if matches!(place, Place::Tcp { tls: true, .. }) { Scheme::HTTPS } else { Scheme::HTTP };
-        Self { given, scheme, authority, place, roots, connections: Connections::default() }
+        Self { given, scheme, authority, place, tls, connections: Connections::default() }
     }
 
     /// A connection to it, on which nothing was said yet.
@@ -103,8 +103,12 @@ impl Local {
         io: Box<dyn Stream>,
         host: &str,
     ) -> Result<tokio_rustls::client::TlsStream<Box<dyn Stream>>, String> {
-        let roots = self.roots.clone();
-        let config = tokio::task::spawn_blocking(move || crate::tls::client(roots.as_deref(), "h2")).await;
+        let ForwardTls { roots, identity } = self.tls.clone();
+        let read = move || {
+            let identity = identity.as_ref().map(|(certificates, key)| (certificates.as_path(), key.as_path()));
+            crate::tls::client_as(roots.as_deref(), identity, "h2")
+        };
+        let config = tokio::task::spawn_blocking(read).await;
         let config = match config {
             Ok(config) => config.map_err(|error| self.unreachable(error.to_string()))?,
             Err(error) => return Err(self.unreachable(error.to_string())),

@@ -2,6 +2,8 @@
 
 mod local;
 mod rule;
+#[cfg(feature = "grpctunnel")]
+mod service;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -16,6 +18,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use http::header::HOST;
+use http::request::Parts;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -67,7 +70,7 @@ const SERVING: Serving = Serving {
 /// |---|---|
 /// | `127.0.0.1:50051`, `http://host:port` | HTTP/2 over TCP, without TLS (h2c) |
 /// | `unix:/run/app.sock` | the same on a Unix socket |
-/// | `https://host:port` | TLS; the server's certificate has to name the host and be by an authority of the system's or of [`with_tls_roots`](Self::with_tls_roots) |
+/// | `https://host:port` | TLS; the server's certificate has to name the host and be by an authority of the system's or of [`ForwardTls::roots`]; one that asks for a certificate is shown [`ForwardTls::client_certificate`] |
 ///
 /// # What is passed on
 /// Everything as it comes: messages, headers, trailers, resets, in both directions. Deadlines are the caller's and the
@@ -90,6 +93,34 @@ struct Shared {
 /// The rules in force.
 struct Table {
     rules: Vec<(Matches, Arc<Local>)>,
+}
+
+/// What the TLS of local servers goes by, for [`Forwards::with_tls`]. The files are PEM, and read at each connection.
+#[derive(Debug, Clone, Default)]
+pub struct ForwardTls {
+    roots: Option<PathBuf>,
+    identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl ForwardTls {
+    /// The system's authorities, and no certificate of the agent's own.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Authorities that the servers may be certified by, beside those that the system trusts.
+    #[must_use]
+    pub fn roots(mut self, file: impl Into<PathBuf>) -> Self {
+        self.roots = Some(file.into());
+        self
+    }
+
+    /// What the agent shows to servers that ask for a certificate, and the key of it.
+    #[must_use]
+    pub fn client_certificate(mut self, certificates: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.identity = Some((certificates.into(), key.into()));
+        self
+    }
 }
 
 /// Why a rule is none.
@@ -123,29 +154,22 @@ impl Forwards {
     /// # Errors
     /// [`ForwardError`]: one is not a rule, or two take the same calls, or there is none.
     pub fn new<R: AsRef<str>>(rules: impl IntoIterator<Item = R>) -> Result<Self, ForwardError> {
-        Self::with(rules.into_iter().map(|rule| rule.as_ref().to_owned()).collect(), None)
+        Self::with_tls(rules, ForwardTls::default())
     }
 
-    /// As [`new`](Self::new), with authorities in a PEM file that the servers' TLS may be certified by, beside those that
-    /// the system trusts. Read at each connection.
+    /// As [`new`](Self::new), with more said of servers at `https://`.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_tls_roots<R: AsRef<str>>(
-        rules: impl IntoIterator<Item = R>,
-        file: impl Into<PathBuf>,
-    ) -> Result<Self, ForwardError> {
-        Self::with(rules.into_iter().map(|rule| rule.as_ref().to_owned()).collect(), Some(file.into()))
-    }
-
-    fn with(rules: Vec<String>, roots: Option<PathBuf>) -> Result<Self, ForwardError> {
+    pub fn with_tls<R: AsRef<str>>(rules: impl IntoIterator<Item = R>, tls: ForwardTls) -> Result<Self, ForwardError> {
         let mut table: Vec<(Matches, Arc<Local>)> = Vec::new();
         for given in rules {
+            let given = given.as_ref().to_owned();
             let rule = Rule::parse(&given).map_err(|why| ForwardError::Invalid { given: given.clone(), why })?;
             if let Some((_, other)) = table.iter().find(|(matches, _)| *matches == rule.matches) {
                 return Err(ForwardError::Twice { first: other.given.clone(), second: given });
             }
-            let local = Local::new(given, rule.place, roots.clone());
+            let local = Local::new(given, rule.place, tls.clone());
             table.push((rule.matches, Arc::new(local)));
         }
         if table.is_empty() {
@@ -211,20 +235,29 @@ impl Forwards {
         while connections.join_next().await.is_some() {}
     }
 
-    async fn pass_on(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let (mut head, body) = request.into_parts();
-        let table = self.table();
+    /// The server for a call, whose head is made ready for it.
+    fn find(&self, head: &mut Parts) -> Result<Arc<Local>, Status> {
         // One slash and no more, as the gateway's policies have it.
         let path = head.uri.path();
         let service = path.strip_prefix('/').and_then(|name| name.split('/').next()).unwrap_or_default();
+        let table = self.table();
         let Some((_, local)) = table.rules.iter().find(|(matches, _)| matches.takes(service)) else {
             let text = format!("this agent forwards no service `{}`", service.escape_debug());
-            return refuse(Status::unimplemented(text), &mut respond);
+            return Err(Status::unimplemented(text));
         };
         strip_hop_by_hop(&mut head.headers);
         // The authority says it.
         head.headers.remove(HOST);
-        head.uri = address(head.uri, local.scheme.clone(), &local.authority);
+        head.uri = address(std::mem::take(&mut head.uri), local.scheme.clone(), &local.authority);
+        Ok(local.clone())
+    }
+
+    async fn pass_on(self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (mut head, body) = request.into_parts();
+        let local = match self.find(&mut head) {
+            Ok(local) => local,
+            Err(status) => return refuse(status, &mut respond),
+        };
         let mut body = Gathered::new(body, vec![self.0.held.clone()]);
         let placed = tokio::select! {
             biased;

@@ -50,8 +50,8 @@ type Identify = dyn Fn(&Request<()>) -> Result<(AgentId, Grant), Status> + Send 
 /// `grpctunnel.v1.TunnelService` as a tonic service: takes the tunnels that others open. Add it to any tonic `Server`, which
 /// [`tune_server`](crate::tune_server) has set up: its HTTP/2 PINGs find out who is gone.
 ///
-/// What comes by a *reverse* tunnel, which its opener serves, becomes a tunnel of the [`Hub`] like those of SSH. By a
-/// *forward* tunnel, its opener calls the [`routes`](TunnelServiceBuilder::routes).
+/// What comes by a *reverse* tunnel, which its opener serves, becomes a tunnel of the [`Hub`] like those of SSH; for these
+/// alone a hub can [listen](Hub::listen) itself, at `grpc://` and `grpcs://`. By a *forward* tunnel, its opener calls the [`routes`](TunnelServiceBuilder::routes).
 ///
 /// ```no_run
 /// # fn run(hub: dialback::Hub) -> Result<(), Box<dyn std::error::Error>> {

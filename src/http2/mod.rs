@@ -1,5 +1,6 @@
 //! HTTP/2 calls through a tunnel, on h2 itself: who owns each stream's queue decides what a slow reader costs.
 
+mod ask;
 mod awaited;
 mod body;
 mod connection;
@@ -18,6 +19,7 @@ mod relay;
 mod serve;
 mod upload;
 
+pub(crate) use self::ask::{Hold, ask};
 pub(crate) use self::body::ReceivedBody;
 pub(crate) use self::connection::{Connections, Lease};
 #[cfg(feature = "gateway")]
@@ -26,7 +28,6 @@ pub(crate) use self::connection::{Unconnected, Usage, begin};
 pub(crate) use self::exchange::{Clock, Exchange, Rings, end, expired, reached, refuse};
 #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
 pub(crate) use self::exchange::{headers_of, stalled};
-pub(crate) use self::given::Given;
 pub(crate) use self::headers::{strip_hop_by_hop, timeout_of};
 #[cfg(feature = "gateway")]
 pub(crate) use self::held::Held;
@@ -37,4 +38,5 @@ pub(crate) use self::relay::Gathered;
 pub(crate) use self::relay::{Relayed, Shared as SharedSource, SharedBody};
 #[cfg(feature = "gateway")]
 pub(crate) use self::serve::{Ended, Serving, serve};
+#[cfg(all(feature = "gateway", feature = "grpctunnel"))]
 pub(crate) use self::upload::Upload;

@@ -76,6 +76,12 @@ impl Reception {
         (self.door.gate.clone(), self.door.authorizer.clone())
     }
 
+    /// What tunnels go by.
+    #[cfg(feature = "grpctunnel")]
+    pub(super) fn config(&self) -> &ssh::TunnelConfig {
+        &self.door.config
+    }
+
     /// How long a stranger may take for each step.
     #[cfg(feature = "websocket")]
     pub(super) fn patience(&self) -> Duration {
@@ -149,14 +155,23 @@ impl Drop for Ticket {
     }
 }
 
-/// What has to happen on a connection before SSH.
+/// What has to happen on a connection before SSH, or in place of it.
 pub(super) trait Opening: Send + Sync + 'static {
-    /// Until the key exchange of SSH has begun. A header of the PROXY protocol costs none: it is sent at once.
+    /// Until the key exchange of SSH, or what stands for it, has begun. A header of the PROXY protocol costs none: it is sent at once.
     const ROUND_TRIPS: u32;
     /// Who the connection counts for until it is open.
     fn source(&self, carried: &Carried) -> Option<IpAddr>;
     /// Makes of it what an SSH session can run over, or says why it is none.
     fn open(&self, carried: Carried) -> impl Future<Output = Result<Carried, String>> + Send;
+    /// Serves what was opened to its end. Returns early only for who never authenticated; `login` tells how far it has got.
+    fn serve(
+        self: Arc<Self>,
+        carried: Carried,
+        door: Arc<Door>,
+        login: watch::Sender<Progress>,
+    ) -> impl Future<Output = Result<(), Turned>> + Send {
+        ssh::serve(carried, door, login)
+    }
 }
 
 /// Nothing has to.
@@ -218,9 +233,9 @@ async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, opening: Arc<i
     let mut serving = Box::pin(async move {
         let mut peer = peer;
         // What was needed for the beginning is not kept at all.
-        let opened = Box::pin(open(opening, carried, &mut peer, &reception, place)).await;
+        let opened = Box::pin(open(&*opening, carried, &mut peer, &reception, place)).await;
         let served = match opened {
-            Ok(carried) => ssh::serve(carried, reception.door.clone(), login).await,
+            Ok(carried) => opening.serve(carried, reception.door.clone(), login).await,
             Err(turned) => Err(turned),
         };
         served.map_err(|turned| (peer, turned))
@@ -249,7 +264,7 @@ async fn connection(ticket: Ticket, leave: oneshot::Receiver<()>, opening: Arc<i
 
 /// Makes of a connection what an SSH session can run over. `peer` is where it comes from, as far as that is known.
 async fn open(
-    opening: Arc<impl Opening>,
+    opening: &impl Opening,
     mut carried: Carried,
     peer: &mut Option<SocketAddr>,
     reception: &Reception,
@@ -257,7 +272,7 @@ async fn open(
 ) -> Result<Carried, Turned> {
     let after = reception.door.config.login_timeout;
     let opened = async {
-        let entered = reception.source(&*opening, &carried);
+        let entered = reception.source(opening, &carried);
         if reception.is_announced(&carried) {
             carried.peer = proxy_protocol::read(&mut carried.stream).await?;
             *peer = carried.peer;

@@ -3,6 +3,8 @@
 mod accept;
 mod builder;
 mod events;
+#[cfg(feature = "grpctunnel")]
+mod grpctunnel;
 mod proxy_protocol;
 mod recheck;
 mod registry;
@@ -141,8 +143,13 @@ impl Hub {
         self.inner.local_addr
     }
 
-    /// Accepts agents at one more place, as long as the hub lives: `ssh://0.0.0.0:2222`, `unix:/run/hub.sock` or, with the
-    /// feature `websocket`, `ws://127.0.0.1:8080/tunnel`. Gives the address back, with the port that was chosen if it was 0.
+    /// Accepts agents at one more place, as long as the hub lives: `ssh://0.0.0.0:2222`, `unix:/run/hub.sock`, with the
+    /// feature `websocket` `ws://127.0.0.1:8080/tunnel`, or with the feature `grpctunnel` `grpc://127.0.0.1:50051`. Gives the
+    /// address back, with the port that was chosen if it was 0.
+    ///
+    /// By `grpc://` come reverse tunnels of `grpctunnel`. The [`Authorizer`](crate::Authorizer) judges them by their metadata
+    /// ([`Credential::Metadata`](crate::Credential::Metadata)), a token for example, which everybody on the way could read: so
+    /// without TLS only a loopback address is taken.
     ///
     /// A Unix socket that nobody listens on any more is replaced; who may connect to it is what its directory and the
     /// umask say, and each has to authenticate all the same. Connections by it have no address, and so no limit for each
@@ -174,10 +181,38 @@ impl Hub {
         if *self.inner.stage.borrow() != Stage::Open {
             return Err(BindError::Shutdown);
         }
+        #[cfg(feature = "grpctunnel")]
+        if let Some(found) = grpctunnel::parse(address) {
+            let (secure, at) = found.map_err(invalid)?;
+            #[cfg(not(feature = "websocket"))]
+            if secure {
+                return Err(invalid("grpcs:// needs dialback's feature `websocket`"));
+            }
+            #[cfg(feature = "websocket")]
+            match (secure, &tls) {
+                (true, None) => return Err(invalid("grpcs:// needs certificates: call `listen_tls`")),
+                (false, Some(_)) => return Err(invalid("TLS is for grpcs://ADDRESS:PORT and wss://ADDRESS:PORT/path")),
+                _ => {}
+            }
+            let (listener, at) = bind(&at).await?;
+            if !secure && !at.ip().is_loopback() {
+                return Err(invalid(
+                    "tokens could be read on the way: use grpcs:// with certificates, or a loopback address",
+                ));
+            }
+            self.listen_for_calls(
+                listener,
+                #[cfg(feature = "websocket")]
+                tls,
+            );
+            let address = format!("{}://{at}", if secure { "grpcs" } else { "grpc" });
+            tracing::info!(address, "hub listens");
+            return Ok(address);
+        }
         let parsed = Address::parse(address).map_err(invalid)?;
         #[cfg(feature = "websocket")]
         if tls.is_some() && !matches!(&parsed, Address::WebSocket(url) if url.tls) {
-            return Err(invalid("TLS is for wss://ADDRESS:PORT/path"));
+            return Err(invalid("TLS is for wss://ADDRESS:PORT/path and grpcs://ADDRESS:PORT"));
         }
         let address = match parsed {
             Address::Tcp(at) => {

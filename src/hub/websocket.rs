@@ -195,7 +195,7 @@ impl Hub {
         response
     }
 
-    /// Accepts agents by WebSocket with TLS, at `wss://ADDRESS:PORT/path`, from certificates and a key in PEM files, which
+    /// Accepts agents by TLS, at `wss://ADDRESS:PORT/path` or `grpcs://ADDRESS:PORT`, with certificates and a key in PEM files, which
     /// are read again when they change. Otherwise as [`listen`](Hub::listen).
     ///
     /// # Errors
@@ -210,7 +210,7 @@ impl Hub {
             certificates: certificates.into(),
             key: key.into(),
             client_ca: None,
-            protocols: &["http/1.1"],
+            protocols: if address.starts_with("grpcs:") { &["h2"] } else { &["http/1.1"] },
         };
         let tls = Tls::open(files)?;
         self.listen_at(address, Some(tls)).await

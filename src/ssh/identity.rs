@@ -336,6 +336,7 @@ enum SignError {
     /// This key cannot sign; another may.
     Declined(String),
     /// No key can sign any more.
+    #[cfg_attr(not(unix), allow(dead_code))] // of a running ssh-agent alone
     Broken(AuthError),
     /// The connection is gone.
     Ended,

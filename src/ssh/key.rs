@@ -62,15 +62,7 @@ impl PrivateKey {
         passphrase: impl FnOnce(&Path) -> Option<String>,
     ) -> Result<Self, KeyError> {
         let path = path.as_ref();
-        let mut file = file::open_private(path)?;
-        let key = match ssh_key::PrivateKey::read_openssh(&mut (&mut file).take(MAX_KEY_FILE)) {
-            Ok(key) => key,
-            Err(ssh_key::Error::Io(kind)) if kind != io::ErrorKind::InvalidData => {
-                return Err(KeyError::Unreadable { path: path.to_owned(), source: kind.into() });
-            }
-            Err(error) => return Err(KeyError::malformed(Some(path), not_openssh(first_line(&mut file), &error))),
-        };
-        supported(&key, Some(path))?;
+        let key = Self::read(path)?;
         if !key.is_encrypted() {
             return Self::new(key, Some(path));
         }
@@ -80,6 +72,29 @@ impl PrivateKey {
             Err(ssh_key::Error::Crypto) => Err(KeyError::WrongPassphrase { path: path.to_owned() }),
             Err(error) => Err(KeyError::malformed(Some(path), error.to_string())),
         }
+    }
+
+    /// The public half of the key in a file in OpenSSH's format, which needs no passphrase.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file), but for [`KeyError::Encrypted`].
+    pub fn public_key_in(path: impl AsRef<Path>) -> Result<PublicKey, KeyError> {
+        let key = Self::read(path.as_ref())?;
+        Ok(PublicKey::new(key.public_key().key_data().clone(), key.comment().as_str_lossy()))
+    }
+
+    /// Reads a key of a supported type, encrypted or not.
+    fn read(path: &Path) -> Result<ssh_key::PrivateKey, KeyError> {
+        let mut file = file::open_private(path)?;
+        let key = match ssh_key::PrivateKey::read_openssh(&mut (&mut file).take(MAX_KEY_FILE)) {
+            Ok(key) => key,
+            Err(ssh_key::Error::Io(kind)) if kind != io::ErrorKind::InvalidData => {
+                return Err(KeyError::Unreadable { path: path.to_owned(), source: kind.into() });
+            }
+            Err(error) => return Err(KeyError::malformed(Some(path), not_openssh(first_line(&mut file), &error))),
+        };
+        supported(&key, Some(path))?;
+        Ok(key)
     }
 
     /// Reads a key from text in OpenSSH's format, for keys that are not kept in files. It must not be encrypted.

@@ -1,20 +1,25 @@
-//! Proxies that agents get out through, one that takes CONNECT and one that speaks SOCKS5, as far as an agent needs them.
-//! `tests/egress.rs` has real ones.
+//! Proxies that agents get out through, one that takes CONNECT and one that speaks SOCKS5, as far as an agent needs them;
+//! and real ones.
 
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
+    process::Command,
     task::JoinSet,
 };
+
+use super::peers::{Peer, find_program};
 
 /// What a proxy is asked in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,4 +112,46 @@ async fn read<const N: usize>(near: &mut TcpStream) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     near.read_exact(&mut bytes).await?;
     Ok(bytes)
+}
+
+/// What real proxies dial from, so that a hub can tell who came through one.
+pub const PROXYS: &str = "127.0.0.5";
+
+async fn listening(start: impl Fn(u16) -> Command) -> (Peer, u16) {
+    for _ in 0..5 {
+        let free = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let peer = Peer::start(&mut start(port));
+        for _ in 0..200 {
+            if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                return (peer, port);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    panic!("it does not listen");
+}
+
+/// A running tinyproxy, with more in its configuration, and its port.
+pub async fn tinyproxy(dir: &Path, more: &str) -> (Peer, u16) {
+    listening(|port| {
+        let config = format!("Port {port}\nListen 127.0.0.1\nBind {PROXYS}\nTimeout 600\nMaxClients 50\n{more}\n");
+        let file = dir.join(format!("tinyproxy-{port}.conf"));
+        std::fs::write(&file, config).expect("write");
+        let mut command = Command::new(find_program("tinyproxy").expect("it is there"));
+        command.arg("-d").arg("-c").arg(file);
+        command
+    })
+    .await
+}
+
+/// The same of microsocks, which takes arguments.
+pub async fn microsocks(more: &[&str]) -> (Peer, u16) {
+    listening(|port| {
+        let mut command = Command::new(find_program("microsocks").expect("it is there"));
+        command.args(["-i", "127.0.0.1", "-b", PROXYS, "-p", &port.to_string()]).args(more);
+        command
+    })
+    .await
 }

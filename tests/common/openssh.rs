@@ -1,11 +1,13 @@
-//! A stock OpenSSH client, with a key of its own, that knows one hub.
+//! A stock OpenSSH client, with a key of its own, that knows one hub; and a stock server.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dialback::{AllowedKeys, Hub, HubBuilder, PrivateKey, PublicKey};
+use tokio::net::TcpListener;
 use tokio::process::Command;
 
-use super::peers::{require_program, ssh_keygen};
+use super::peers::{Peer, find_program, require_program, ssh_keygen};
 
 /// See the module's text. Its directory goes with it.
 pub struct Ssh {
@@ -52,4 +54,25 @@ impl Ssh {
         command.args(options).arg(format!("{user}@127.0.0.1"));
         command
     }
+}
+
+/// An sshd with the files `host` and `authorized_keys` of a directory, on a port that was free a moment ago.
+pub async fn run_sshd(dir: &Path, options: &str) -> (Peer, u16) {
+    for _ in 0..5 {
+        let port = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("an address").port();
+        let config = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
+             StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n\
+             PidFile none\n{options}\n",
+            dir = dir.display()
+        );
+        std::fs::write(dir.join("sshd_config"), config).expect("write");
+        let mut command = Command::new(find_program("sshd").expect("it is there"));
+        let mut peer = Peer::start(command.arg("-D").arg("-e").arg("-f").arg(dir.join("sshd_config")));
+        let listening = tokio::time::timeout(Duration::from_secs(5), peer.line("Server listening on"));
+        if listening.await.is_ok() {
+            return (peer, port);
+        }
+    }
+    panic!("sshd does not start");
 }

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dialback::gateway::{Gateway, PolicyFile};
-use dialback::{AuthorizedKeys, EventsError, Hub, HubBuilder, PublicKey};
+use dialback::{AuthorizedKeys, BindError, EventsError, Hub, HubBuilder, PrivateKey, PublicKey};
 
 use crate::config::{Balance, Config, ConfigArgs, HubKeys, Key, TunnelPolicy};
 use crate::daemon::admin::{Readiness, readiness};
 use crate::daemon::keys::{Passphrase, certify};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
+use crate::tokens::{KeysAndTokens, Tokens};
+use crate::tunnel;
 
 pub(crate) type HubArgs = ConfigArgs<HubKeys>;
 
@@ -25,10 +27,14 @@ Examples:
       --host-key hub_key --authorized-keys 'keys/%u.pub' --gateway 0.0.0.0:8443 --gateway-tls-cert hub.crt
       --gateway-tls-key hub.key --policy policy.toml
       agents come by SSH or through HTTPS ports, and clients with a token or certificate from everywhere
+  dialback hub --listen grpcs://0.0.0.0:8443 --tls-cert hub.crt --tls-key hub.key --agent-tokens agent_tokens
+      --gateway 127.0.0.1:8080
+      agents come by grpctunnel, where nothing but gRPC passes; those of other libraries show the same metadata:
+      dialback-agent-id: ID, authorization: Bearer TOKEN
   dialback hub --config /etc/dialback/dialback.toml
 
 Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
-configuration again. Files of keys, certificates and policy are followed anyway.
+configuration again. Files of keys, tokens, certificates and policy are followed anyway.
 Every flag is a key of the file, too, and a variable, in which the items of a list are separated by commas.
 Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
 
@@ -43,26 +49,27 @@ struct Running {
     scheme: &'static str,
     /// Where agents connect, with real ports.
     listens: Vec<String>,
-    fingerprint: String,
+    /// Of the first host key, if agents come by SSH.
+    fingerprint: Option<String>,
     admin: Option<SocketAddr>,
     is_draining: Arc<AtomicBool>,
 }
 
 async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
+    check_settings(&config)?;
     let (builder, host_key) = builder(keys)?;
-    let because = |error| Failure::because("the hub cannot start", &error);
+    let because = |error| match error {
+        error @ BindError::InvalidAddress { .. } => Failure::usage(error),
+        error => Failure::because("the hub cannot start", &error),
+    };
     let hub = builder.start().map_err(because)?;
     drop(hub.incoming()); // agents are called here, and call nothing
     let mut listens = Vec::new();
     for address in keys.listen.iter().chain(&keys.websocket) {
-        let listening = match (address.starts_with("wss://"), &keys.tls_cert, &keys.tls_key) {
+        let listening = match (is_secure(address), &keys.tls_cert, &keys.tls_key) {
             (true, Some(certificates), Some(key)) => hub.listen_tls(address, certificates, key).await,
-            (true, _, _) => {
-                let text = format!("{} needs certificates: --tls-cert and --tls-key", address.0);
-                return Err(Failure::usage(text));
-            }
-            (false, ..) => hub.listen(address).await,
+            _ => hub.listen(address).await,
         };
         listens.push(listening.map_err(because)?);
     }
@@ -70,9 +77,88 @@ async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Run
         Some(address) => Some(gateway(keys, &hub, address).await?),
         None => None,
     };
-    let fingerprint = host_key.fingerprint();
+    let fingerprint = host_key.map(|key| key.fingerprint());
     let scheme = if keys.gateway_tls_cert.is_some() { "https" } else { "http" };
     Ok(Running { hub, gateway, scheme, listens, fingerprint, admin, is_draining: Arc::default() })
+}
+
+fn is_secure(address: &str) -> bool {
+    address.starts_with("wss://") || address.starts_with("grpcs://")
+}
+
+/// What cannot be together, is missing, or would be passed over in silence.
+///
+/// # Errors
+/// The first of these, with what to do.
+pub(crate) fn check_settings(config: &Config<HubKeys>) -> Result<(), Failure> {
+    let keys = &config.own;
+    let addresses = || keys.listen.iter().chain(&keys.websocket);
+    let secure = addresses().find(|address| is_secure(address));
+    if let Some(address) = secure.filter(|_| keys.tls_cert.is_none() || keys.tls_key.is_none()) {
+        return Err(Failure::usage(format!("{} needs certificates: --tls-cert and --tls-key", address.0)));
+    }
+    if secure.is_none() {
+        let why = "no --listen and no --websocket is wss:// or grpcs://: set one, or leave this out";
+        config.refuse(|field| matches!(field, "tls_cert" | "tls_key"), why)?;
+    }
+    match addresses().find(|address| tunnel::is_meant(address)) {
+        Some(address) if keys.agent_tokens.is_none() => {
+            return Err(Failure::usage(format!(
+                "say which tokens may be which agents at {}: --agent-tokens FILE; `dialback keygen token NAME` makes one",
+                address.0
+            )));
+        }
+        Some(_) => {}
+        None => {
+            let why = "it is for agents by grpctunnel: set --listen grpcs://HOST:PORT, too, or leave this out";
+            config.refuse(|field| field == "agent_tokens", why)?;
+        }
+    }
+    if addresses().any(|address| !tunnel::is_meant(address)) {
+        if keys.host_key.is_empty() {
+            return Err(Failure::usage("name the hub's own key: --host-key FILE; `dialback keygen` makes one"));
+        }
+        if keys.authorized_keys.is_none() && keys.user_ca.is_none() {
+            let text = "say which keys may be which agents: --authorized-keys FILE (with %u, one file for each agent), or --user-ca FILE";
+            return Err(Failure::usage(text));
+        }
+    } else {
+        let of_ssh = [
+            "host_key",
+            "host_certificate",
+            "host_key_passphrase_file",
+            "authorized_keys",
+            "user_ca",
+            "revoked_keys",
+            "accept_labels",
+            "max_auth_attempts",
+            "rekey_bytes",
+            "rekey_interval",
+        ];
+        let why = "no --listen and no --websocket is for agents by SSH: set one, or leave this out";
+        config.refuse(|field| of_ssh.contains(&field), why)?;
+    }
+    if keys.gateway.is_none() {
+        let why = "it is for the gateway: set --gateway HOST:PORT, too, or leave this out";
+        config.refuse(|field| field == "policy" || field.starts_with("gateway_"), why)?;
+    }
+    if keys.gateway_tls_cert.is_some() != keys.gateway_tls_key.is_some() {
+        return Err(Failure::usage("--gateway-tls-cert and --gateway-tls-key go together"));
+    }
+    if keys.gateway_tls_cert.is_none() {
+        let why = "client certificates need TLS: set --gateway-tls-cert and --gateway-tls-key, too, or leave this out";
+        config.refuse(|field| field == "gateway_client_ca", why)?;
+    }
+    if keys.trusted_proxies.is_empty() {
+        let why = "say which proxies speak it: --trusted-proxies NETWORK";
+        config.refuse(|field| field == "proxy_protocol", why)?;
+    }
+    let by_websocket = addresses().any(|address| address.starts_with("ws"));
+    if !keys.proxy_protocol && !by_websocket {
+        let why = "what a proxy says counts with --proxy-protocol, or at ws:// and wss://: set one, or leave this out";
+        config.refuse(|field| field == "trusted_proxies", why)?;
+    }
+    Ok(())
 }
 
 /// An address as somebody else has to write it.
@@ -80,20 +166,23 @@ fn reachable(address: &str) -> String {
     address.replace("//0.0.0.0:", "//THIS-HOST:").replace("//[::]:", "//THIS-HOST:")
 }
 
-fn builder(keys: &HubKeys) -> Result<(HubBuilder, PublicKey), Failure> {
-    let passphrase = Passphrase {
+pub(crate) fn passphrase(keys: &HubKeys) -> Passphrase<'_> {
+    Passphrase {
         file: keys.host_key_passphrase_file.as_deref(),
         variable: "DIALBACK_HOST_KEY_PASSPHRASE",
         flag: "host-key-passphrase-file",
-    };
-    let host_keys = certify(passphrase.open(&keys.host_key, "dialback keygen")?, &keys.host_certificate)?;
+    }
+}
+
+/// The hub, and its key if there is one. Agents of `grpctunnel` alone need none.
+fn builder(keys: &HubKeys) -> Result<(HubBuilder, Option<PublicKey>), Failure> {
+    let host_keys = certify(passphrase(keys).open(&keys.host_key, "dialback keygen")?, &keys.host_certificate)?;
     let mut host_keys = host_keys.into_iter();
-    let Some(first) = host_keys.next() else {
-        let text = "name the hub's own key: --host-key FILE; `dialback keygen` makes one";
-        return Err(Failure::usage(text));
-    };
-    let public = first.public_key();
-    let mut builder = Hub::builder(first).authorizer(authorizer(keys)?);
+    let first = host_keys.next();
+    let public = first.as_ref().map(PrivateKey::public_key);
+    let tokens = keys.agent_tokens.as_deref().map(Tokens::open).transpose()?;
+    let authorizer = KeysAndTokens { keys: authorizer(keys)?, tokens };
+    let mut builder = Hub::builder(first.unwrap_or_else(PrivateKey::generate)).authorizer(authorizer);
     for key in host_keys {
         builder = builder.host_key(key);
     }
@@ -147,15 +236,15 @@ pub(crate) fn set<B, V>(builder: B, value: Option<V>, set: impl FnOnce(B, V) -> 
     }
 }
 
-fn authorizer(keys: &HubKeys) -> Result<AuthorizedKeys, Failure> {
+/// Whose keys are let in.
+///
+/// # Errors
+/// When a file cannot be used.
+pub(crate) fn authorizer(keys: &HubKeys) -> Result<AuthorizedKeys, Failure> {
     let because = |error| Failure::because("the agents' keys cannot be used", &error);
     let mut authorizer = match &keys.authorized_keys {
         Some(path) => AuthorizedKeys::open(path).map_err(because)?,
-        None if keys.user_ca.is_some() => AuthorizedKeys::none(),
-        None => {
-            let text = "say which keys may be which agents: --authorized-keys FILE (with %u, one file for each agent), or --user-ca FILE";
-            return Err(Failure::usage(text));
-        }
+        None => AuthorizedKeys::none(),
     };
     if let Some(path) = &keys.user_ca {
         authorizer = authorizer.trusted_user_ca_keys(path).map_err(because)?;
@@ -177,8 +266,7 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
     }
     builder = match (&keys.gateway_tls_cert, &keys.gateway_tls_key) {
         (Some(certificates), Some(key)) => builder.tls(certificates, key),
-        (None, None) => builder,
-        _ => return Err(Failure::usage("--gateway-tls-cert and --gateway-tls-key go together")),
+        _ => builder,
     };
     if let Some(path) = &keys.gateway_client_ca {
         builder = builder.client_ca(path);
@@ -202,12 +290,17 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
     let builder = set(builder, keys.gateway_max_duration, |builder, time| builder.max_duration(time));
     let builder = set(builder, keys.gateway_idle_timeout, |builder, time| builder.idle_timeout(time));
     builder.bind(address).await.map_err(|error| match error {
-        dialback::gateway::GatewayError::NeedsPolicy { address } => Failure::usage(format!(
-            "{address} is no loopback address, and without a policy everybody could call every agent: say who may call what with --policy FILE, or use --gateway 127.0.0.1:{}",
-            address.port()
-        )),
+        dialback::gateway::GatewayError::NeedsPolicy { address } => needs_policy(address),
         error => Failure::because("the gateway cannot start", &error),
     })
+}
+
+/// Said of a gateway that everybody could reach.
+pub(crate) fn needs_policy(address: SocketAddr) -> Failure {
+    Failure::usage(format!(
+        "{address} is no loopback address, and without a policy everybody could call every agent: say who may call what with --policy FILE, or use --gateway 127.0.0.1:{}",
+        address.port()
+    ))
 }
 
 fn count(hub: &Hub) -> String {
@@ -234,9 +327,13 @@ impl Service<HubKeys> for Running {
         let admin = admin.map(|address| address.to_string());
         tracing::info!(listen = listens.join(","), gateway = door, admin, host_key = fingerprint, "hub ready");
         let address = reachable(listens.first().map_or("", String::as_str));
-        tracing::info!(
-            "an agent connects with: dialback agent --hub {address} --id NAME --identity FILE --host-key-fingerprint {fingerprint} --forward HOST:PORT"
-        );
+        let shown = match fingerprint {
+            Some(fingerprint) if !tunnel::is_meant(&address) => {
+                format!("--identity FILE --host-key-fingerprint {fingerprint}")
+            }
+            _ => "--token-file FILE".into(),
+        };
+        tracing::info!("an agent connects with: dialback agent --hub {address} --id NAME {shown} --forward HOST:PORT");
         if let Some(door) = door {
             let url = reachable(&format!("{scheme}://{door}"));
             tracing::info!("who is here: dialback agents --gateway {url}");
@@ -247,7 +344,7 @@ impl Service<HubKeys> for Running {
         count(&self.hub)
     }
 
-    /// Files of keys, certificates and policy are followed anyway; the rest is set when a hub starts.
+    /// Files of keys, tokens, certificates and policy are followed anyway; the rest is set when a hub starts.
     fn reload(&self, _: &Config<HubKeys>, changed: Vec<&'static Key>) -> Result<Vec<&'static Key>, Failure> {
         Ok(changed)
     }

@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use dialback::{AgentId, PrivateKey, PublicKey};
+use dialback::{AgentId, KeyError, PrivateKey, PublicKey};
 
 use crate::failure::Failure;
 use crate::grpc::print;
+use crate::tokens;
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -17,8 +18,10 @@ Examples:
   dialback keygen hub --address hub.example.com:2222    makes hub_key, prints a line for known_hosts
   dialback keygen agent laptop-1                        makes laptop-1, prints a line for authorized_keys
   dialback keygen agent laptop-1 --append authorized_keys
+  dialback keygen token laptop-1 --append agent_tokens  makes laptop-1.token, for hubs at grpcs://
 
-The private key is readable by its owner alone and never leaves its machine; its public half lies beside it (.pub).")]
+A private key or token is readable by its owner alone and never leaves its machine; a key's public half lies beside it
+(.pub), and the hub's line about a token has its hash.")]
 pub(crate) struct KeygenArgs {
     #[command(subcommand)]
     whose: Whose,
@@ -47,6 +50,16 @@ enum Whose {
         #[command(flatten)]
         line: LineArgs,
     },
+    /// An agent's token for a hub at grpcs://; prints the line that lets it in, for the hub's agent-tokens file
+    Token {
+        /// The agent's id: a-z, 0-9, dot, underscore, hyphen
+        id: AgentId,
+        /// The token's file [default: the id, with .token]
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        line: LineArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -54,7 +67,7 @@ struct LineArgs {
     /// Adds the lines to this file instead of printing them; those that it has already are not added again
     #[arg(long, value_name = "FILE")]
     append: Option<PathBuf>,
-    /// Makes no key: the lines are about the one that is there
+    /// Makes nothing: the lines are about what is there
     #[arg(long)]
     existing: bool,
 }
@@ -76,26 +89,36 @@ pub(crate) fn run(args: KeygenArgs) -> Result<(), Failure> {
             let public = public_key(&key, &line)?;
             put(&[public.authorized_keys_line(&id)], &line, "the hub's authorized_keys")
         }
+        Whose::Token { id, file, line } => {
+            let file = file.unwrap_or_else(|| PathBuf::from(format!("{id}.token")));
+            put(&[tokens::line(&id, &token(&file, &line)?)], &line, "the hub's agent-tokens file")
+        }
     }
 }
 
-/// The public half of the key that is made, or that is there.
-fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
-    let beside = beside(path);
+/// The token that is made, or that is there.
+fn token(path: &Path, line: &LineArgs) -> Result<String, Failure> {
     if line.existing {
-        // The private key may have a passphrase.
-        return match fs::read_to_string(&beside) {
-            Ok(text) => text
-                .trim()
-                .parse()
-                .map_err(|error| Failure::because(format_args!("{} is no public key", beside.display()), &error)),
-            Err(_) => Ok(PrivateKey::from_file(path).map_err(|error| Failure::because("no key", &error))?.public_key()),
-        };
+        return tokens::own(Some(path));
     }
-    for file in [path, &beside] {
+    make_room(path, &[path])?;
+    let token = tokens::generate();
+    let failed = |error: std::io::Error| Failure::because(format_args!("cannot write {}", path.display()), &error);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).and_then(|mut file| writeln!(file, "{token}")).map_err(failed)?;
+    say(format_args!("made {}", path.display()));
+    Ok(token)
+}
+
+/// Makes the directory of a file that is to be made. Nothing that is there is overwritten.
+fn make_room(path: &Path, files: &[&Path]) -> Result<(), Failure> {
+    for file in files {
         if file.exists() {
             return Err(Failure::new(format_args!(
-                "{} is there already, and nothing was changed: `--existing` prints the key's line",
+                "{} is there already, and nothing was changed: `--existing` prints its line",
                 file.display()
             )));
         }
@@ -104,10 +127,45 @@ fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
         fs::create_dir_all(directory)
             .map_err(|error| Failure::because(format_args!("cannot make {}", directory.display()), &error))?;
     }
+    Ok(())
+}
+
+/// The public half of the key that is made, or that is there.
+fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
+    let beside = beside(path);
+    if line.existing {
+        return existing(path, &beside);
+    }
+    make_room(path, &[path, &beside])?;
     let key = PrivateKey::load_or_generate(path).map_err(|error| Failure::because("cannot make a key", &error))?;
     let public = key.public_key();
     say(format_args!("made {} and {}, {}", path.display(), beside.display(), public.fingerprint()));
     Ok(public)
+}
+
+/// The public half of a key that is there. What lies beside the private key counts only where that is somewhere else.
+fn existing(path: &Path, beside: &Path) -> Result<PublicKey, Failure> {
+    let public = match fs::read_to_string(beside) {
+        Ok(text) => {
+            let wrong = |error| Failure::because(format_args!("{} is no public key", beside.display()), &error);
+            Some(text.trim().parse::<PublicKey>().map_err(wrong)?)
+        }
+        Err(_) => None,
+    };
+    match (PrivateKey::public_key_in(path), public) {
+        (Ok(own), Some(public)) if own != public => Err(Failure::new(format_args!(
+            "{} is not the public half of {}, which is {}: remove it, or name the key that it belongs to",
+            beside.display(),
+            path.display(),
+            own.fingerprint()
+        ))),
+        (Ok(own), public) => Ok(public.unwrap_or(own)),
+        (Err(KeyError::Unreadable { .. }), Some(public)) => {
+            say(format_args!("{} cannot be read, so {} is taken at its word", path.display(), beside.display()));
+            Ok(public)
+        }
+        (Err(error), _) => Err(Failure::because("no key", &error)),
+    }
 }
 
 fn beside(path: &Path) -> PathBuf {

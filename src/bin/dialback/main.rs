@@ -13,6 +13,8 @@ mod grpc;
 mod hub;
 mod keygen;
 mod shell;
+mod tokens;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -46,9 +48,9 @@ enum Command {
     Describe(grpc::DescribeArgs),
     /// Ask whether a server is ready to serve: exits with 0 only if it is.
     Health(grpc::HealthArgs),
-    /// See step by step whether an agent would reach its hub, and what to do if not.
+    /// See step by step whether an agent would reach its hub, or a hub start, and what to do if not.
     Check(check::CheckArgs),
-    /// Make a host key or an agent's key, and print the line about it for the other side's file.
+    /// Make a host key, or an agent's key or token, and print the line about it for the other side's file.
     Keygen(keygen::KeygenArgs),
     /// Print what a shell needs to complete this command's arguments.
     Completions(shell::CompletionsArgs),

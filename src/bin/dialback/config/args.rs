@@ -16,6 +16,8 @@ use super::{Given, Key, Origin, Table, Values};
 #[derive(Clone)]
 pub(crate) struct ConfigArgs<T> {
     pub(super) file: Option<PathBuf>,
+    /// Whether anything was given by a flag.
+    pub(crate) by_flag: bool,
     /// Only say what is configured.
     pub(crate) print: bool,
     pub(super) given: Values,
@@ -115,7 +117,11 @@ impl<T: Table> clap::FromArgMatches for ConfigArgs<T> {
             }
         }
         let file = matches.get_one::<OsString>("config").filter(|path| !path.is_empty()).map(PathBuf::from);
-        Ok(Self { file, print: matches.get_flag("print-config"), given, of: PhantomData })
+        let print = matches.get_flag("print-config");
+        let by_flag = print
+            || matches.value_source("config") == Some(ValueSource::CommandLine)
+            || given.values().any(|given| given.origin == Origin::Flag);
+        Ok(Self { file, by_flag, print, given, of: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

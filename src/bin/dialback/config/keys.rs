@@ -45,11 +45,12 @@ keys! {
     /// `[hub]`
     HubKeys = "hub" {
         /// Where agents connect; may be repeated: HOST:PORT or ssh://HOST:PORT, ws://HOST:PORT/PATH, wss://HOST:PORT/PATH
-        /// (with --tls-cert and --tls-key) or unix:/PATH.
+        /// (with --tls-cert and --tls-key) or unix:/PATH. Or, for agents of grpctunnel, with --agent-tokens:
+        /// grpcs://HOST:PORT (with --tls-cert and --tls-key), or grpc://HOST:PORT on a loopback address.
         listen ("ADDRESS"): Vec<Address> = "0.0.0.0:2222";
         /// One more place of that kind, beside those of --listen: wss://0.0.0.0:443/tunnel, for example.
         websocket ("URL"): Vec<Address>;
-        /// Certificates for wss://, in PEM; read again when they change.
+        /// Certificates for wss:// and grpcs://, in PEM; read again when they change.
         tls_cert ("FILE"): Option<PathBuf>;
         /// The key of --tls-cert, in PEM.
         tls_key ("FILE"): Option<PathBuf>;
@@ -67,6 +68,9 @@ keys! {
         user_ca ("FILE"): Option<PathBuf>;
         /// Keys and certificates that are not let in, whatever else says: as RevokedKeys of sshd.
         revoked_keys ("FILE"): Option<PathBuf>;
+        /// Which tokens may be which agents, for grpcs:// and grpc://: a line for each, the id and the SHA-256 of the token, as
+        /// `dialback keygen token` prints it. Changes count at once.
+        agent_tokens ("FILE"): Option<PathBuf>;
         /// A label that agents may set themselves; may be repeated.
         accept_labels ("NAME"): Vec<String>;
         /// Where gRPC clients call agents. Without --policy a loopback address alone.
@@ -148,7 +152,7 @@ keys! {
     /// `[agent]`
     AgentKeys = "agent" {
         /// The hub: HOST:PORT or ssh://HOST:PORT, wss://HOST/PATH, ws://HOST/PATH or unix:/PATH. Repeated: other ways to
-        /// it, or other hubs, in this order.
+        /// it, or other hubs, in this order. Or, by grpctunnel with --token-file and nothing beside it: grpcs://HOST:PORT.
         hub ("URL"): Vec<Address>;
         /// The name that the hub knows this agent by.
         id ("NAME"): Option<String>;
@@ -159,6 +163,9 @@ keys! {
         certificate ("FILE"): Vec<PathBuf>;
         /// A file with the passphrase of an encrypted key. Or set DIALBACK_IDENTITY_PASSPHRASE.
         identity_passphrase_file ("FILE"): Option<PathBuf>;
+        /// A file with the agent's token, for a hub at grpcs://. Or set DIALBACK_AGENT_TOKEN. Make one with
+        /// `dialback keygen token`.
+        token_file ("FILE"): Option<PathBuf>;
         /// A file with the hub's key, as OpenSSH's known_hosts; may be repeated.
         known_hosts ("FILE"): Vec<PathBuf>;
         /// The fingerprint of the hub's key, SHA256:…, as the hub prints it; may be repeated.
@@ -175,6 +182,10 @@ keys! {
         forward ("[SERVICE=]ADDRESS"): Vec<Address>;
         /// Authorities that certify local servers with TLS, in PEM, beside the system's.
         forward_ca ("FILE"): Option<PathBuf>;
+        /// What the agent shows to local servers with TLS that ask for a certificate, in PEM; read at each connection.
+        forward_cert ("FILE"): Option<PathBuf>;
+        /// The key of --forward-cert, in PEM.
+        forward_key ("FILE"): Option<PathBuf>;
         /// What the agent says of itself; may be repeated. A hub takes what it accepts.
         label ("NAME=VALUE"): Vec<String>;
         /// How many tunnels to open at once, from 1 to 8 (1).
@@ -186,7 +197,7 @@ keys! {
         no_proxy (""): bool;
         /// A command whose input and output lead to the hub, as OpenSSH's ProxyCommand: %h is the host, %p the port.
         proxy_command ("COMMAND"): Option<String>;
-        /// Authorities that certify the hub's wss://, in PEM, beside the system's.
+        /// Authorities that certify the hub's wss:// or grpcs://, in PEM, beside the system's.
         tls_roots ("FILE"): Option<PathBuf>;
         /// For a stock sshd in place of a hub: what it is to listen on, unix:/PATH or tcp:PORT.
         remote ("ADDRESS"): Option<String>;

@@ -157,6 +157,23 @@ impl<T: Table> Config<T> {
         print::print(&self.keys, &self.values)
     }
 
+    /// Refuses settings that would be passed over in silence, by the names of their fields.
+    ///
+    /// # Errors
+    /// When one of them is set.
+    pub(crate) fn refuse(&self, is_one: impl Fn(&str) -> bool, why: &str) -> Result<(), Failure> {
+        for key in T::KEYS.iter().filter(|key| is_one(key.field)) {
+            let Some(given) = self.values.get(&key.id()).filter(|given| given.origin != Origin::Default) else {
+                continue;
+            };
+            // What is switched off is not asked for.
+            if key.kind != Kind::Switch || <bool as Setting>::read(Some(&given.texts)) == Ok(true) {
+                return Err(Failure::usage(format!("{}: {why}", place(key, Some(given)))));
+            }
+        }
+        Ok(())
+    }
+
     /// The settings that another configuration has otherwise.
     pub(crate) fn changed(&self, other: &Self) -> Vec<&'static Key> {
         let texts = |of: &Self, key: &Key| of.values.get(&key.id()).map(|given| given.texts.clone());
@@ -167,16 +184,16 @@ impl<T: Table> Config<T> {
 /// Reads one value.
 pub(crate) fn read<S: Setting>(values: &Values, key: &Key) -> Result<S, Failure> {
     let given = values.get(&key.id());
-    S::read(given.map(|given| &*given.texts)).map_err(|why| {
-        let at = match given.map(|given| &given.origin) {
-            Some(Origin::File { path, line, column }) => {
-                format!("{}:{line}:{column}: `{}`", path.display(), key.name())
-            }
-            Some(Origin::Variable(name)) => name.clone(),
-            _ => format!("--{}", key.flag()),
-        };
-        Failure::usage(format!("{at}: {why}"))
-    })
+    S::read(given.map(|given| &*given.texts)).map_err(|why| Failure::usage(format!("{}: {why}", place(key, given))))
+}
+
+/// Where a setting was set.
+fn place(key: &Key, given: Option<&Given>) -> String {
+    match given.map(|given| &given.origin) {
+        Some(Origin::File { path, line, column }) => format!("{}:{line}:{column}: `{}`", path.display(), key.name()),
+        Some(Origin::Variable(name)) => name.clone(),
+        _ => format!("--{}", key.flag()),
+    }
 }
 
 /// A path as it is from everywhere: relative to `base`, or to the working directory; `~/` is the user's home.

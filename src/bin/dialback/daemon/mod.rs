@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod keys;
 pub(crate) mod logs;
+#[cfg_attr(not(unix), path = "unnotified.rs")]
 pub(crate) mod notify;
 pub(crate) mod signals;
 

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
     /// SIGHUP: read the configuration again.
+    #[cfg_attr(not(unix), allow(dead_code))]
     Reload,
     /// SIGTERM or SIGINT: end politely; told again, at once.
     Stop,

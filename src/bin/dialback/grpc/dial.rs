@@ -9,7 +9,9 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -129,6 +131,9 @@ fn name(target: &Target, server: &ServerArgs, with_tls: bool) -> Result<String, 
 /// Opens the byte stream under everything.
 async fn open(target: &Target) -> Result<BoxIo, Failure> {
     match &target.place {
+        #[cfg(not(unix))]
+        Place::Unix(_) => Err(Failure::usage("Unix sockets are for Unix: write HOST:PORT")),
+        #[cfg(unix)]
         Place::Unix(path) => {
             let opened = UnixStream::connect(path).await;
             Ok(Box::new(opened.map_err(|error| unreachable_at(target, &error))?))

@@ -33,3 +33,4 @@ pub(crate) use self::describe::describe;
 pub(crate) use self::health::health;
 pub(crate) use self::list::list;
 pub(crate) use self::output::{print, printable};
+pub(crate) use self::tls::{certificates, check_pair, hub as hub_tls};

@@ -33,15 +33,49 @@ pub(super) fn config(server: &ServerArgs) -> Result<ClientConfig, Failure> {
     let mut config = match (&server.cert, &server.key) {
         (Some(cert), Some(key)) => {
             let chain = certificates(cert)?;
-            let key = PrivateKeyDer::from_pem_slice(&file::read(key, file::SECRET)?).map_err(|error| {
-                Failure::because(format!("{} has no private key in PEM form", key.display()), &error)
-            })?;
             builder
-                .with_client_auth_cert(chain, key)
+                .with_client_auth_cert(chain, private_key(key)?)
                 .map_err(|error| Failure::because(format!("{} is no certificate of the key", cert.display()), &error))?
         }
         _ => builder.with_no_client_auth(),
     };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Whether a client can show these certificates with this key.
+///
+/// # Errors
+/// When a file cannot be used, or the two do not belong together.
+pub(crate) fn check_pair(cert: &Path, key: &Path) -> Result<(), Failure> {
+    let provider = Arc::new(cryptography::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| Failure::because("TLS cannot be set up", &error))?;
+    let builder = builder.with_root_certificates(RootCertStore::empty());
+    let shown = builder.with_client_auth_cert(certificates(cert)?, private_key(key)?);
+    shown
+        .map(drop)
+        .map_err(|error| Failure::because(format!("{} is no certificate of the key", cert.display()), &error))
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Failure> {
+    PrivateKeyDer::from_pem_slice(&file::read(path, file::SECRET)?)
+        .map_err(|error| Failure::because(format!("{} has no private key in PEM form", path.display()), &error))
+}
+
+/// What an agent goes by when it dials a hub: the system's authorities, and those in a file of its own.
+///
+/// # Errors
+/// When the file cannot be used.
+pub(crate) fn hub(own: Option<&Path>) -> Result<ClientConfig, Failure> {
+    let provider = Arc::new(cryptography::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| Failure::because("TLS cannot be set up", &error))?;
+    let mut all = roots(None)?;
+    if let Some(own) = own {
+        all.roots.extend(roots(Some(own))?.roots);
+    }
+    let mut config = builder.with_root_certificates(all).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
@@ -72,7 +106,9 @@ fn roots(own: Option<&Path>) -> Result<RootCertStore, Failure> {
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+/// # Errors
+/// When there is none in the file.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let pem = file::read(path, CERTIFICATES)?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match read {

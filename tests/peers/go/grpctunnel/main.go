@@ -234,7 +234,7 @@ func (p peer) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
 
 // says who opens a tunnel.
 func (p peer) says(ctx context.Context) context.Context {
-	ctx = metadata.AppendToOutgoingContext(ctx, "x-agent-id", p.id)
+	ctx = metadata.AppendToOutgoingContext(ctx, "x-agent-id", p.id, "dialback-agent-id", p.id)
 	if p.token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+p.token)
 	}

@@ -1,85 +1,14 @@
-//! `dialback agent`.
+//! What an agent goes by that dials its hub by SSH.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dialback::{
-    Agent, AgentBuilder, AgentStatus, ConnectError, ForwardRequest, Forwards, HostKeys, Identity, PublicKey,
-};
-use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
+use dialback::{Agent, AgentBuilder, ConnectError, ForwardRequest, HostKeys, Identity};
 
-use crate::config::{AgentKeys, Config, ConfigArgs, Key, KeyName};
-use crate::daemon::admin::{Readiness, readiness};
+use crate::config::{AgentKeys, KeyName};
 use crate::daemon::keys::{Passphrase, certify};
-use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
 use crate::file;
 use crate::hub::set;
-
-pub(crate) type AgentArgs = ConfigArgs<AgentKeys>;
-
-/// What stands below the help.
-pub(crate) const EXAMPLES: &str = "\
-Examples:
-  dialback agent --hub hub.example.com:2222 --id laptop-1 --identity keys/laptop-1 --known-hosts keys/known_hosts
-      --forward 127.0.0.1:50051
-      the hub's clients call the gRPC server on port 50051 as `laptop-1`
-  dialback agent --hub hub.example.com:2222 --hub wss://hub.example.com/tunnel --id laptop-1 --identity ssh-agent
-      --host-key-fingerprint SHA256:... --forward unix:/run/app.sock --forward metrics.v1.Metrics=127.0.0.1:9100
-      by HTTPS where SSH does not get out; one service is another server's
-  dialback agent --ssh-config hub --forward https://localhost:50051 --forward-ca ca.pem
-      hub, id, key and known hosts are those of `Host hub` in ~/.ssh/config
-
-It waits for a hub that is not there yet, and gives up on what waiting does not cure, such as a wrong key.
-Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
-configuration again, of which --log-level, --forward and --forward-ca count at once.
-Ready (GET /readyz of --admin) is an agent that is connected and whose local servers accept connections.
-Every flag is a key of the file, too, and a variable, in which the items of a list are separated by commas.
-Exit codes: 0 it was told to end, 1 it did not work, 64 the arguments or the configuration are wrong.";
-
-/// How long a local server may take to accept a connection, when somebody asks whether the agent is ready.
-const REACH: Duration = Duration::from_secs(2);
-
-/// For how long what was found out about local servers is told again.
-const FRESH: Duration = Duration::from_secs(1);
-
-pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
-    daemon::run(args, |own| own.grace, start).await
-}
-
-struct Running {
-    agent: Arc<Agent>,
-    forwards: Forwards,
-    /// Ends with the agent.
-    serving: Mutex<JoinHandle<()>>,
-}
-
-async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
-    let keys = &config.own;
-    let forwards = forwards(keys)?;
-    let (builder, hub) = builder(keys).await?;
-    tracing::info!(
-        hub,
-        forward = keys.forward.iter().map(|rule| &*rule.0).collect::<Vec<_>>().join(","),
-        admin = admin.map(|address| address.to_string()),
-        "agent starts"
-    );
-    notify::status("connecting to the hub");
-    let agent = builder.connect_when_available(&hub).await.map_err(|error| explain(&error, keys))?;
-    for (server, reached) in forwards.check(REACH).await {
-        if let Err(error) = reached {
-            tracing::warn!(server, %error, "the local server cannot be reached yet: calls to it fail until it is there");
-        }
-    }
-    let incoming = agent.incoming();
-    let serving = tokio::spawn({
-        let forwards = forwards.clone();
-        async move { forwards.serve(incoming).await }
-    });
-    Ok(Running { agent: Arc::new(agent), forwards, serving: Mutex::new(serving) })
-}
 
 /// What a hub's answer means for whoever has to mend it.
 pub(crate) fn explain(error: &ConnectError, keys: &AgentKeys) -> Failure {
@@ -96,18 +25,6 @@ pub(crate) fn explain(error: &ConnectError, keys: &AgentKeys) -> Failure {
         _ => return failure,
     };
     Failure::new(format!("{failure}\n  {hint}"))
-}
-
-pub(crate) fn forwards(keys: &AgentKeys) -> Result<Forwards, Failure> {
-    if keys.forward.is_empty() {
-        return Err(Failure::usage("say where the local gRPC server is: --forward 127.0.0.1:50051"));
-    }
-    let rules = keys.forward.iter().map(|rule| &*rule.0);
-    let made = match &keys.forward_ca {
-        Some(file) => Forwards::with_tls_roots(rules, file),
-        None => Forwards::new(rules),
-    };
-    made.map_err(|error| Failure::usage(format!("--forward: {error}")))
 }
 
 /// The agent, and the hub that it dials first.
@@ -203,8 +120,9 @@ async fn from_ssh_config(keys: &AgentKeys, host: &str) -> Result<(AgentBuilder, 
 }
 
 #[cfg(not(unix))]
-async fn from_ssh_config(_: &AgentKeys, _: &str) -> Result<(AgentBuilder, String), Failure> {
-    Err(Failure::usage("--ssh-config is for Unix"))
+async fn from_ssh_config(keys: &AgentKeys, _: &str) -> Result<(AgentBuilder, String), Failure> {
+    let name = if keys.ssh_config_file.is_some() { "--ssh-config-file" } else { "--ssh-config" };
+    Err(Failure::usage(format!("{name} is for Unix")))
 }
 
 fn identity(keys: &AgentKeys) -> Result<Option<Identity>, Failure> {
@@ -237,7 +155,7 @@ fn ssh_agent(socket: &KeyName, files: &[&KeyName]) -> Result<Identity, Failure> 
             Failure::usage(format!("beside an ssh-agent, --identity names a public key (FILE.pub): {}: {why}", name.0))
         };
         let text = file::read_text(name.0.as_ref(), file::SECRET).map_err(|error| wrong(error.to_string()))?;
-        let key: PublicKey =
+        let key: dialback::PublicKey =
             text.trim().parse().map_err(|error: dialback::InvalidPublicKey| wrong(error.to_string()))?;
         identity = identity.with_public_key(key);
     }
@@ -278,84 +196,4 @@ fn host_keys(keys: &AgentKeys) -> Result<Option<HostKeys>, Failure> {
         rule = Some(more.map_err(because)?);
     }
     Ok(rule)
-}
-
-impl Service<AgentKeys> for Running {
-    /// A tunnel stands, and every local server accepts connections.
-    fn readiness(&self) -> Readiness {
-        type Found = Option<(Instant, Result<(), String>)>;
-        let found: Arc<Mutex<Found>> = Arc::default();
-        let (status, forwards) = (self.agent.status(), self.forwards.clone());
-        readiness(move || {
-            let (status, forwards, found) = (status.clone(), forwards.clone(), found.clone());
-            async move {
-                let now = status.borrow().clone();
-                if !now.is_connected() {
-                    return Err(now.to_string());
-                }
-                // Whoever asks often does not connect often.
-                let mut found = found.lock().await;
-                if found.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
-                    let checked = forwards.check(REACH).await;
-                    let wrong =
-                        checked.into_iter().find_map(|(server, reached)| reached.err().map(|why| (server, why)));
-                    let result = match wrong {
-                        Some((server, why)) => Err(format!("the local server {server} cannot be reached: {why}")),
-                        None => Ok(()),
-                    };
-                    *found = Some((Instant::now(), result));
-                }
-                match &*found {
-                    Some((_, Err(why))) => Err(why.clone()),
-                    _ => Ok(now.to_string()),
-                }
-            }
-        })
-    }
-
-    fn announce(&self) {
-        let status = self.agent.status().borrow().to_string();
-        tracing::info!(id = %self.agent.id(), status, "agent ready");
-    }
-
-    fn status(&self) -> String {
-        self.agent.status().borrow().to_string()
-    }
-
-    fn reload(&self, config: &Config<AgentKeys>, changed: Vec<&'static Key>) -> Result<Vec<&'static Key>, Failure> {
-        let (taken, left): (Vec<_>, Vec<_>) =
-            changed.into_iter().partition(|key| matches!(key.field, "forward" | "forward_ca") && key.table == "agent");
-        if !taken.is_empty() {
-            self.forwards.replace(&forwards(&config.own)?);
-            tracing::info!(forward = ?self.forwards, "calls go to other servers from now on");
-        }
-        Ok(left)
-    }
-
-    async fn watch(&self) -> Result<(), Failure> {
-        let mut status = self.agent.status();
-        loop {
-            let text = {
-                let now = status.borrow_and_update();
-                if matches!(*now, AgentStatus::Stopped) {
-                    return Err(Failure::new("the agent has stopped"));
-                }
-                now.to_string()
-            };
-            notify::status(&text);
-            if status.changed().await.is_err() {
-                return Err(Failure::new("the agent has stopped"));
-            }
-        }
-    }
-
-    async fn shutdown(&self, grace: Duration) {
-        self.agent.shutdown(grace).await;
-        let mut serving = self.serving.lock().await;
-        if !serving.is_finished() {
-            // The channels are closed, so it has nothing left to do.
-            let _ = tokio::time::timeout(Duration::from_secs(1), &mut *serving).await;
-            serving.abort();
-        }
-    }
 }
