@@ -5,11 +5,13 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::Failure;
 use crate::agent::{self, AgentProcess};
 use crate::cases::{PROCESSES, Plan};
-use crate::report::{Path, Report};
-use crate::service::pb::echo_client::EchoClient;
-use crate::{Failure, work};
+use crate::common::report::Report;
+use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::work;
+use crate::paths::Path;
 
 const AGENTS: usize = 1000;
 
@@ -27,16 +29,16 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     if plan.wants(&names[0]) || plan.wants(&names[1]) {
         for _ in 0..if plan.quick { 1 } else { 7 } {
             let [took, memory, _] = hub_with(AGENTS, 0)?;
-            report.add(&names[0], Path::Tunnel, "rate", "logins/s", (AGENTS - WARM_UP) as f64 / took);
-            report.add(&names[1], Path::Tunnel, "hub memory", "KiB/agent", memory);
+            report.add(&names[0], Path::Tunnel.name(), "rate", "logins/s", (AGENTS - WARM_UP) as f64 / took);
+            report.add(&names[1], Path::Tunnel.name(), "hub memory", "KiB/agent", memory);
         }
     }
     if plan.wants(&names[2]) {
         for _ in 0..if plan.quick { 1 } else { 3 } {
             let [took, memory, p99] = hub_with(FLEET, 5000)?;
-            report.add(&names[2], Path::Tunnel, "all connected", "s", took);
-            report.add(&names[2], Path::Tunnel, "hub memory", "KiB/agent", memory);
-            report.add(&names[2], Path::Tunnel, "p99 to a random one", "µs", p99);
+            report.add(&names[2], Path::Tunnel.name(), "all connected", "s", took);
+            report.add(&names[2], Path::Tunnel.name(), "hub memory", "KiB/agent", memory);
+            report.add(&names[2], Path::Tunnel.name(), "p99 to a random one", "µs", p99);
         }
     }
     Ok(())
