@@ -4,6 +4,7 @@
 
 pub(crate) mod report;
 pub(crate) mod service;
+pub(crate) mod system;
 pub(crate) mod work;
 
 /// Why a benchmark ends early.

@@ -37,7 +37,7 @@
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
 //! warm up and to find out how many bytes make a turn. The values are medians over the rounds, a ratio is one median over
 //! the other, and the spread is what the rounds' lowest and highest value are apart. CPU time is that of all processes of
-//! a contender, in user mode and in the kernel, as the kernel counts it (in steps of 10 ms for each process). MB/s are
+//! a contender, in user mode and in the kernel, as the scheduler counts it. MB/s are
 //! millions of bytes; those of `bidi` streams are counted one way.
 
 mod chart;
@@ -126,6 +126,9 @@ async fn compare(args: &Args) -> Result<(), Failure> {
         rounds::run(&plan, setting, &mut report, &mut left_out).await?;
     }
     rounds::waits(&plan, &mut report, &mut left_out).await;
+    for agents in plan.fleet_sizes() {
+        fleet::measure(&plan, *agents, &mut report, &mut left_out).await;
+    }
 
     let text = tables(&report, &left_out);
     println!("{text}");

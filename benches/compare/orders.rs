@@ -7,7 +7,7 @@
 //! | `down BYTES SIZE`, `up BYTES SIZE`, `chat BYTES SIZE` | `rate` in MB/s, one way |
 //! | `downs STREAMS BYTES SIZE` | the same of several streams together |
 //! | `beside MILLIS BYTES SIZE` | as `callers` of one caller beside a stream, and the stream's rate as `bulk` |
-//! | `gap MILLIS` | `{"calling": 1}` at once; then, after a cut, `gap` in milliseconds, or `{}` when no call is answered for so long |
+//! | `gap LEAST MOST` | `{"calling": 1}` at once; after so many milliseconds of calls, `gap`: the most that passed between two answers, or `{}` when none came for so long |
 //! | `fresh COUNT` | `mean` milliseconds from a dial to its first answer; only of who dials an address |
 
 use std::time::{Duration, Instant};
@@ -62,9 +62,9 @@ async fn obey<T: Transport>(
             answer["bulk"] = json!(bulk);
             answer
         }
-        ("gap", &[millis]) => {
+        ("gap", &[least, most]) => {
             println!("{}", json!({ "calling": 1 }));
-            match work::gap(client, Duration::from_millis(millis)).await {
+            match work::gap(client, Duration::from_millis(least), Duration::from_millis(most)).await {
                 Some(gap) => json!({ "gap": gap.as_secs_f64() * 1e3 }),
                 None => json!({}),
             }

@@ -80,7 +80,7 @@ pub(crate) const BLOCK: usize = 64 << 10;
 const LARGE: usize = 1 << 20;
 
 /// What is done in a setting.
-pub(crate) fn works(setting: Setting) -> Vec<Work> {
+pub(crate) fn works(setting: Setting, quick: bool) -> Vec<Work> {
     match setting {
         Setting::Loopback => {
             let mut works = vec![Work::Unary(1), Work::Unary(16), Work::Unary(256)];
@@ -93,6 +93,7 @@ pub(crate) fn works(setting: Setting) -> Vec<Work> {
         Setting::OneThread => {
             vec![Work::Unary(1), Work::Unary(256), Work::Stream(Stream::Server, BLOCK)]
         }
+        Setting::Path(_) if quick => vec![Work::Unary(1), Work::Streams(1)],
         Setting::Path(_) => vec![Work::Unary(1), Work::Streams(1), Work::Streams(16), Work::Beside],
     }
 }
@@ -131,14 +132,33 @@ impl Plan {
 
     /// Rounds that count; one more comes before them.
     pub(crate) fn rounds(&self) -> usize {
-        self.pick(2, 7)
+        self.pick(1, 7)
+    }
+
+    /// How often a fleet is started.
+    pub(crate) fn fleets(&self) -> usize {
+        self.pick(1, 3)
+    }
+
+    /// How many agents fleets have.
+    pub(crate) fn fleet_sizes(&self) -> &'static [usize] {
+        self.pick(&[1000], &[1000, 10_000])
+    }
+
+    /// How long a contender may take to answer again after a cut.
+    pub(crate) fn return_time(&self) -> Duration {
+        Duration::from_secs(self.pick(3, 10))
+    }
+
+    pub(crate) fn takes(&self, contender: Contender) -> bool {
+        self.contenders.contains(&contender)
     }
 
     /// About how long a turn takes.
     pub(crate) fn turn(&self, setting: Setting) -> Duration {
         Duration::from_millis(match setting {
             Setting::Loopback | Setting::OneThread => self.pick(100, 500),
-            Setting::Path(_) => self.pick(400, 3000),
+            Setting::Path(_) => self.pick(300, 3000),
         })
     }
 }

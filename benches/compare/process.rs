@@ -24,9 +24,6 @@ const LAST: usize = 5;
 /// Lines that wait to be read. A process that says more than that and is not asked waits with it.
 const LINES: usize = 256;
 
-/// The CPU time in `/proc` is counted in these, on every Linux.
-const TICKS_PER_SECOND: f64 = 100.0;
-
 /// Dropping it kills the process.
 pub(crate) struct Process {
     child: Child,
@@ -98,6 +95,11 @@ impl Process {
         Ok(serde_json::from_str(&answer)?)
     }
 
+    /// Kills it, and returns once it is gone.
+    pub(crate) async fn kill(&mut self) -> Result<(), Failure> {
+        Ok(self.child.kill().await?)
+    }
+
     pub(crate) fn id(&self) -> Option<u32> {
         self.child.id()
     }
@@ -114,30 +116,37 @@ fn collect(from: impl AsyncRead + Send + Unpin + 'static, to: mpsc::Sender<Strin
     });
 }
 
-/// Seconds of CPU time that these processes, and those that they have started, have used so far.
+/// Seconds of CPU time that the threads of these processes, and of those that they have started, have used so far. Those
+/// of threads that have ended are not in it: between two readings this has to be of processes that stay as they are.
 pub(crate) fn cpu(roots: &[u32]) -> f64 {
     let mut family = roots.to_vec();
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let mut processes: Vec<u32> =
         processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     processes.sort_unstable(); // parents come first
-    let mut ticks = 0;
+    let mut used = 0;
     for process in processes {
-        let Some((parent, used)) = stat(process) else { continue };
-        if family.contains(&process) || family.contains(&parent) {
+        if family.contains(&process) || parent(process).is_some_and(|parent| family.contains(&parent)) {
             family.push(process);
-            ticks += used;
+            used += on_cpu(process).unwrap_or_default();
         }
     }
-    ticks as f64 / TICKS_PER_SECOND
+    used as f64 / 1e9
 }
 
-/// A process's parent, and the ticks that it has used, as proc_pid_stat(5) has them.
-fn stat(process: u32) -> Option<(u32, u64)> {
+fn parent(process: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    let number = |field: usize| fields.get(field).and_then(|field| field.parse::<u64>().ok());
-    Some((u32::try_from(number(1)?).ok()?, number(11)? + number(12)?))
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Nanoseconds that the threads of a process have run. The times in its `stat` are in steps of 10 ms, which is too coarse.
+fn on_cpu(process: u32) -> Option<u64> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let of = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Some(threads.filter_map(|thread| of(thread.ok()?)).sum())
 }
 
 /// A program that is not ours and does not end with its standard input: it is killed if this one is.

@@ -16,9 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// How long a contender may take to be built and to start.
 const BUILD: Duration = Duration::from_secs(1800);
 
-/// How long a contender may take to answer again after a cut.
-const RETURN: Duration = Duration::from_secs(10);
-
 /// Contenders that have no figures in some case, and why.
 pub(crate) type LeftOut = Vec<(String, &'static str, String)>;
 
@@ -40,7 +37,7 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let place = setting.name();
     let works: Vec<Work> =
-        works(setting).into_iter().filter(|work| plan.wants(&format!("{place}/{}", work.name()))).collect();
+        works(setting, plan.quick).into_iter().filter(|work| plan.wants(&format!("{place}/{}", work.name()))).collect();
     if works.is_empty() {
         return Ok(());
     }
@@ -224,12 +221,12 @@ pub(crate) async fn waits(plan: &Plan, report: &mut Report, left_out: &mut LeftO
             if !plan.wants(&reconnect) || gone.contains(&contender) {
                 continue;
             }
-            let why = match running.gap(RETURN).await {
+            let why = match running.gap(plan.return_time()).await {
                 Ok(Some(gap)) => {
                     report.add(&reconnect, contender.name(), "to the next answer", "ms", gap);
                     continue;
                 }
-                Ok(None) => format!("no answer for {RETURN:?}: it does not come back by itself"),
+                Ok(None) => format!("no answer for {:?}: it does not come back by itself", plan.return_time()),
                 Err(why) => why.to_string(),
             };
             left_out.push((reconnect.clone(), contender.name(), why));

@@ -131,16 +131,18 @@ pub(crate) async fn first<T: Transport>(client: &mut EchoClient<T>) {
     }
 }
 
-/// Calls until one fails, and then until one is answered: how long that took from the last answer before. `None` when
-/// there is no answer for so long.
-pub(crate) async fn gap<T: Transport>(client: &mut EchoClient<T>, patience: Duration) -> Option<Duration> {
-    let mut answered = Instant::now();
-    let mut lost = false;
-    while answered.elapsed() < patience {
-        match attempt(client).await {
-            true if lost => return Some(answered.elapsed()),
-            true => answered = Instant::now(),
-            false => lost = true,
+/// Calls for `least`, and then until one is answered: the longest time between two answers. `None` when there is none for
+/// `most`.
+pub(crate) async fn gap<T: Transport>(client: &mut EchoClient<T>, least: Duration, most: Duration) -> Option<Duration> {
+    let started = Instant::now();
+    let (mut answered, mut longest) = (started, Duration::ZERO);
+    while answered.elapsed() < most {
+        if attempt(client).await {
+            longest = longest.max(answered.elapsed());
+            answered = Instant::now();
+            if started.elapsed() >= least {
+                return Some(longest);
+            }
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

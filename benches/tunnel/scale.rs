@@ -1,7 +1,6 @@
 //! Many agents on one hub: logins per second, and what an idle one costs. The hub is a new process each time, so that
 //! its memory is not what earlier work has left.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use crate::agent::{self, AgentProcess};
 use crate::cases::{PROCESSES, Plan};
 use crate::common::report::Report;
 use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::system::{open_files, resident};
 use crate::common::work;
 use crate::paths::Path;
 
@@ -94,19 +94,4 @@ pub(crate) async fn run(agents: usize, calls: usize) -> Result<(), Failure> {
 /// What logins have left to do is done.
 async fn settle() {
     tokio::time::sleep(Duration::from_millis(300)).await;
-}
-
-/// Bytes of this process in memory.
-fn resident() -> Result<u64, Failure> {
-    Ok(1024 * number_after(&fs::read_to_string("/proc/self/status")?, "VmRSS:")?)
-}
-
-fn open_files() -> Result<usize, Failure> {
-    Ok(usize::try_from(number_after(&fs::read_to_string("/proc/self/limits")?, "Max open files")?)?)
-}
-
-fn number_after(text: &str, label: &str) -> Result<u64, Failure> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(label));
-    let number = rest.and_then(|rest| rest.split_whitespace().next());
-    Ok(number.ok_or_else(|| format!("no `{label}` in /proc"))?.parse()?)
 }

@@ -21,6 +21,9 @@ use crate::roles::Way;
 /// How long a contender may take from its start to its first answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long calls go on when a carrier is cut, if they are answered.
+const WINDOW: Duration = Duration::from_millis(500);
+
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
@@ -181,11 +184,11 @@ impl Running {
         self.caller.answer(patience).await
     }
 
-    /// Milliseconds from the last answer before a cut of its carrier to the first one after it; `None` if there was none.
+    /// The most milliseconds between two answers when its carrier is cut; `None` if there was none after it.
     pub(crate) async fn gap(&mut self, patience: Duration) -> Result<Option<f64>, Failure> {
-        self.order(&format!("gap {}", patience.as_millis()), PATIENCE).await?;
+        self.order(&format!("gap {} {}", WINDOW.as_millis(), patience.as_millis()), PATIENCE).await?;
         // Some calls come first.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(WINDOW / 10).await;
         self.line.as_mut().ok_or("no line to cut")?.cut().await?;
         let answer = self.caller.answer(patience + PATIENCE).await?;
         Ok(answer["gap"].as_f64())

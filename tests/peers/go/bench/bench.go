@@ -32,8 +32,8 @@ import (
 //	chat BYTES SIZE           {"rate": MB/s} of bytes that go and come back, counted once
 //	downs STREAMS BYTES SIZE  as down, of several streams together
 //	beside MILLIS BYTES SIZE  as callers of one caller beside a stream, and {"bulk": MB/s} of the stream
-//	gap MILLIS                {"calling": 1} at once; then, after a cut, {"gap": ms} from the last answer before it to
-//	                          the first one after, or {} when there is none for so long
+//	gap LEAST MOST            {"calling": 1} at once; after so many milliseconds of calls, {"gap": ms}, the most that
+//	                          passed between two answers, or {} when none came for so long
 func Orders(ctx context.Context, through grpc.ClientConnInterface) error {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
@@ -63,7 +63,7 @@ func bench(ctx context.Context, client echo.Client, line string) (figures, error
 	var first, second, third int
 	// What is missing is 0, which the work refuses.
 	_, _ = fmt.Sscan(line, &what, &first, &second, &third)
-	needed := map[string]int{"first": 0, "unary": 1, "gap": 1, "downs": 3, "beside": 3}
+	needed := map[string]int{"first": 0, "unary": 1, "downs": 3, "beside": 3}
 	least, known := needed[what]
 	if !known {
 		least = 2
@@ -98,7 +98,7 @@ func bench(ctx context.Context, client echo.Client, line string) (figures, error
 		if err := tell(figures{"calling": 1}); err != nil {
 			return nil, err
 		}
-		return gap(ctx, client, millis(first)), nil
+		return gap(ctx, client, millis(first), millis(second)), nil
 	}
 	return nil, errors.New("no such work")
 }
@@ -300,16 +300,16 @@ func attempt(ctx context.Context, client echo.Client) bool {
 	return oneCall(ctx, client) == nil
 }
 
-func gap(ctx context.Context, client echo.Client, patience time.Duration) figures {
-	answered, lost := time.Now(), false
-	for time.Since(answered) < patience {
-		switch answers := attempt(ctx, client); {
-		case answers && lost:
-			return figures{"gap": time.Since(answered).Seconds() * 1000}
-		case answers:
+func gap(ctx context.Context, client echo.Client, least, most time.Duration) figures {
+	started := time.Now()
+	answered, longest := started, time.Duration(0)
+	for time.Since(answered) < most {
+		if attempt(ctx, client) {
+			longest = max(longest, time.Since(answered))
 			answered = time.Now()
-		default:
-			lost = true
+			if time.Since(started) >= least {
+				return figures{"gap": longest.Seconds() * 1000}
+			}
 		}
 		time.Sleep(time.Millisecond)
 	}
