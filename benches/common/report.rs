@@ -81,6 +81,29 @@ impl Report {
         rows
     }
 
+    /// Medians and ratios, in Markdown: a column for each of these paths.
+    pub(crate) fn matrix(&self, paths: &[&str]) -> String {
+        let heads = paths.iter().map(|path| format!(" {path} |")).collect::<String>();
+        let mut text = format!("| case | metric |{heads}\n|---|---|{}\n", "--:|".repeat(paths.len()));
+        let mut before = None;
+        for row in self.ordered() {
+            let this = (row.case.as_str(), row.metric);
+            if before.replace(this) == Some(this) {
+                continue;
+            }
+            let _ = write!(text, "| {} | {}, {} |", row.case, row.metric, row.unit); // a String takes it
+            for path in paths {
+                let cell = self.find(&row.case, path, row.metric).map(|row| {
+                    let ratio = self.ratio(row).map_or(String::new(), |ratio| format!(" ({ratio:.2})"));
+                    short(median(&row.values)) + &ratio
+                });
+                let _ = write!(text, " {} |", cell.unwrap_or_else(|| "–".into()));
+            }
+            text.push('\n');
+        }
+        text
+    }
+
     /// In Markdown.
     pub(crate) fn table(&self) -> String {
         let mut text =

@@ -23,6 +23,7 @@ use crate::plan::Plan;
 use crate::process::{Process, cpu};
 use crate::roles::Way;
 use crate::rounds::LeftOut;
+use crate::soak;
 
 /// Strangers that the hub has in at once: its default for all of them together.
 const STRANGERS: usize = 128;
@@ -71,16 +72,16 @@ pub(crate) async fn measure(plan: &Plan, agents: usize, report: &mut Report, lef
 }
 
 /// The processes. Dropping it kills them.
-struct Fleet {
+pub(crate) struct Fleet {
     size: usize,
     dir: TempDir,
     address: String,
-    hub: Process,
+    pub(crate) hub: Process,
     agents: Process,
 }
 
 impl Fleet {
-    async fn start(size: usize) -> Result<Self, Failure> {
+    pub(crate) async fn start(size: usize) -> Result<Self, Failure> {
         let most = open_files()?.saturating_sub(SPARE);
         if size > most {
             return Err(format!("the limit on open files (`ulimit -n`) allows {most} agents").into());
@@ -94,11 +95,16 @@ impl Fleet {
         Ok(Self { size, dir, address, hub, agents })
     }
 
+    /// Connects the agents until there are so many.
+    pub(crate) async fn connect(&mut self, agents: usize) -> Result<(), Failure> {
+        ask(&mut self.agents, &format!("connect {agents}")).await.map(drop)
+    }
+
     async fn idle(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
-        ask(&mut self.agents, &format!("connect {WARM_UP}")).await?;
+        self.connect(WARM_UP).await?;
         let before = self.settled(WARM_UP).await?;
         let started = Instant::now();
-        ask(&mut self.agents, &format!("connect {}", self.size)).await?;
+        self.connect(self.size).await?;
         let took = started.elapsed().as_secs_f64();
         let grown = self.settled(self.size).await? - before;
         let connected = (self.size - WARM_UP) as f64;
@@ -181,6 +187,7 @@ pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), F
                 json!({})
             }
             Some(("herd", count)) => herd(&hub, count.parse()?).await?,
+            Some(("soak", seconds)) => soak::run(&hub, Duration::from_secs(seconds.parse()?)).await?,
             _ => return Err(format!("no such order: {order}").into()),
         };
         println!("{answer}");

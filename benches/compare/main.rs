@@ -5,6 +5,7 @@
 //! cargo bench --all-features --bench compare -- --quick        # a look, within three minutes
 //! cargo bench --all-features --bench compare -- --only openssh --only unary
 //! cargo bench --all-features --bench compare -- --json rows.json --markdown table.md --charts charts
+//! cargo bench --all-features --bench compare -- --soak 30      # half an hour of calls, for failures and for memory that grows
 //! ```
 //!
 //! Every contender is processes of its own: one calls, one serves, and what carries them is in between. A contender that
@@ -33,6 +34,9 @@
 //! every process of ours on one thread. `path-20ms`, `path-100ms`: the contender's carrier goes through a relay of ours
 //! (`line.rs`) with that round-trip time and 100 Mbit/s each way.
 //!
+//! `fleet-1000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). Each of the two processes needs an open file for
+//! each agent: see `ulimit -n`.
+//!
 //! # Figures
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
 //! warm up and to find out how many bytes make a turn. The values are medians over the rounds, a ratio is one median over
@@ -53,6 +57,7 @@ mod process;
 mod rigs;
 mod roles;
 mod rounds;
+mod soak;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
 mod tls;
 mod work;
@@ -84,6 +89,9 @@ struct Args {
     /// Writes what is printed, tables in Markdown, to a file.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Instead of all else: calls to a hundred agents, ten a second to each, for so many minutes.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<u64>,
     /// Writes charts into a directory, as SVG.
     #[arg(long, value_name = "DIR")]
     charts: Option<PathBuf>,
@@ -122,12 +130,17 @@ async fn compare(args: &Args) -> Result<(), Failure> {
     let plan = Plan::new(args.quick, args.only.clone());
     let mut report = Report::new(Contender::DirectTcp.name());
     let mut left_out = LeftOut::new();
-    for setting in [Setting::Loopback, Setting::OneThread, Setting::Path(20), Setting::Path(100)] {
-        rounds::run(&plan, setting, &mut report, &mut left_out).await?;
-    }
-    rounds::waits(&plan, &mut report, &mut left_out).await;
-    for agents in plan.fleet_sizes() {
-        fleet::measure(&plan, *agents, &mut report, &mut left_out).await;
+    match args.soak {
+        Some(minutes) => soak::measure(minutes, &mut report).await?,
+        None => {
+            for setting in [Setting::Loopback, Setting::OneThread, Setting::Path(20), Setting::Path(100)] {
+                rounds::run(&plan, setting, &mut report, &mut left_out).await?;
+            }
+            rounds::waits(&plan, &mut report, &mut left_out).await;
+            for agents in plan.fleet_sizes() {
+                fleet::measure(&plan, *agents, &mut report, &mut left_out).await;
+            }
+        }
     }
 
     let text = tables(&report, &left_out);
@@ -151,15 +164,17 @@ fn tables(report: &Report, left_out: &LeftOut) -> String {
     for contender in contenders::ALL {
         let _ = writeln!(text, "| {} | {} |", contender.name(), contender.told()); // a String takes it
     }
-    let _ = writeln!(text, "\n{}\n{}", report.table(), goals::table(report));
+    let names = contenders::ALL.map(Contender::name);
+    let _ = writeln!(text, "\n{}\n{}", report.matrix(&names), goals::table(report));
     if !left_out.is_empty() {
         text.push_str("| left out | of | why |\n|---|---|---|\n");
         for (case, contender, why) in left_out {
             let why = why.replace('|', "/").replace('\n', " ");
             let _ = writeln!(text, "| {contender} | {case} | {why} |");
         }
+        text.push('\n');
     }
-    text
+    text + &report.table()
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {

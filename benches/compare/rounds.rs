@@ -61,7 +61,8 @@ pub(crate) async fn run(
         let seats_taken = seats.len();
         for round in 0..=plan.rounds() {
             for turn in 0..seats_taken {
-                let seat = &mut seats[(round + turn) % seats_taken];
+                // The first round that counts begins with the first contender.
+                let seat = &mut seats[(round + turn + seats_taken - 1) % seats_taken];
                 if work == Work::Fresh && !seat.contender.dials_an_address() {
                     continue;
                 }
