@@ -41,7 +41,7 @@ const SPARE: usize = 64;
 const AWAY: Duration = Duration::from_secs(5);
 
 /// How long agents may take to be there, and to be there again.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long a call to an agent that is there may take.
 const CALL: Duration = Duration::from_secs(10);

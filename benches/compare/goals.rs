@@ -36,7 +36,12 @@ pub(crate) fn table(report: &Report) -> String {
         goal(TCP, "path-100ms/streams-1", "rate", Bound::AtLeast(0.90)),
         goal(TCP, "loopback/small-beside-bulk", "p99", Bound::AtMost(1.5)),
         alone("fleet-10000/idle", "hub memory", Bound::AtMost(40.0)),
+        alone("fleet-10000/idle", "hub CPU", Bound::AtMost(10.0)),
         alone("fleet-10000/herd", "all back", Bound::AtMost(30.0)),
+        alone("fleet-10000/herd", "failed calls meanwhile", Bound::AtMost(0.0)),
+        alone("soak-30min", "failed", Bound::AtMost(0.0)),
+        alone("soak-30min", "tunnels lost", Bound::AtMost(0.0)),
+        alone("soak-30min", "hub memory grows", Bound::AtMost(1.0)),
     ];
     for rival in RIVALS {
         for callers in ["1", "16", "256"] {

@@ -131,8 +131,8 @@ impl Plan {
     }
 
     /// Rounds that count; one more comes before them.
-    pub(crate) fn rounds(&self) -> usize {
-        self.pick(1, 7)
+    pub(crate) fn rounds(&self, setting: Setting) -> usize {
+        self.pick(1, if matches!(setting, Setting::Path(_)) { 5 } else { 7 })
     }
 
     /// How often a fleet is started.
@@ -158,7 +158,7 @@ impl Plan {
     pub(crate) fn turn(&self, setting: Setting) -> Duration {
         Duration::from_millis(match setting {
             Setting::Loopback | Setting::OneThread => self.pick(100, 500),
-            Setting::Path(_) => self.pick(300, 3000),
+            Setting::Path(_) => self.pick(300, 2000),
         })
     }
 }

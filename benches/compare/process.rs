@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Lines that a failure repeats.
 const LAST: usize = 5;
 
-/// Lines that wait to be read. A process that says more than that and is not asked waits with it.
+/// Lines that wait to be read.
 const LINES: usize = 256;
 
 /// Dropping it kills the process.
@@ -109,9 +109,8 @@ fn collect(from: impl AsyncRead + Send + Unpin + 'static, to: mpsc::Sender<Strin
     tokio::spawn(async move {
         let mut lines = BufReader::new(from).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            if to.send(line).await.is_err() {
-                break;
-            }
+            // One that finds no room is lost: a process must not wait for somebody to read what it tells nobody.
+            let _ = to.try_send(line);
         }
     });
 }

@@ -59,7 +59,7 @@ pub(crate) async fn run(
             }
         }
         let seats_taken = seats.len();
-        for round in 0..=plan.rounds() {
+        for round in 0..=plan.rounds(setting) {
             for turn in 0..seats_taken {
                 // The first round that counts begins with the first contender.
                 let seat = &mut seats[(round + turn + seats_taken - 1) % seats_taken];
@@ -200,7 +200,7 @@ pub(crate) async fn waits(plan: &Plan, report: &mut Report, left_out: &mut LeftO
     eprintln!("{set_up}, {reconnect}");
     let mut contenders = plan.contenders(Setting::Loopback);
     let mut gone: Vec<Contender> = Vec::new();
-    for round in 0..plan.rounds() {
+    for round in 0..plan.rounds(Setting::Loopback) {
         if round > 0 {
             contenders.rotate_left(1);
         }
