@@ -61,7 +61,7 @@ fn draw(file: &Path, title: &str, unit: &str, bars: &[(&'static str, f64)]) -> R
         style.pos(Pos::new(at, VPos::Center))
     };
     let title = format!("{title} ({unit})");
-    area.draw(&Text::new(title, (12, HEAD / 2), text(16, HPos::Left))).map_err(broken)?;
+    area.draw(&Text::new(title, (12, HEAD / 2), text(20, HPos::Left))).map_err(broken)?;
     let longest = bars.iter().map(|(_, value)| *value).fold(f64::MIN_POSITIVE, f64::max);
     let mut top = HEAD;
     for (name, value) in bars {
@@ -74,8 +74,8 @@ fn draw(file: &Path, title: &str, unit: &str, bars: &[(&'static str, f64)]) -> R
         };
         let bar = Rectangle::new([(LEFT, top + 4), (end.max(LEFT + 1), top + ROW - 4)], colour.filled());
         area.draw(&bar).map_err(broken)?;
-        area.draw(&Text::new(*name, (LEFT - 8, middle), text(13, HPos::Right))).map_err(broken)?;
-        area.draw(&Text::new(short(*value), (end + 6, middle), text(13, HPos::Left))).map_err(broken)?;
+        area.draw(&Text::new(*name, (LEFT - 8, middle), text(16, HPos::Right))).map_err(broken)?;
+        area.draw(&Text::new(short(*value), (end + 6, middle), text(16, HPos::Left))).map_err(broken)?;
         top += ROW;
     }
     area.present().map_err(broken)?;
