@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tonic::transport::server::TcpIncoming;
 
 use crate::Failure;
+use crate::common::service;
 use crate::connect_proxy;
-use crate::service;
 
 /// The agent that serves.
 pub(crate) const AGENT: &str = "laptop-1";

@@ -7,9 +7,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::Failure;
 use crate::agent::{self, AGENT, AgentProcess};
-use crate::report::{Path, Report};
-use crate::service::pb::echo_client::EchoClient;
-use crate::work::{self, Transport};
+use crate::common::report::Report;
+use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::work::{self, Transport};
+use crate::paths::Path;
 
 pub(crate) const PROCESSES: &str = "processes";
 pub(crate) const ONE_THREAD: &str = "current-thread";
@@ -223,7 +224,7 @@ async fn run(#[allow(unused_mut)] mut bench: Bench<'_>) -> Result<(), Failure> {
                 };
                 for (metric, unit, value) in figures {
                     if round > 0 {
-                        bench.report.add(&name, path, metric, unit, value);
+                        bench.report.add(&name, path.name(), metric, unit, value);
                     }
                 }
             }

@@ -21,7 +21,7 @@
 //! | `ssh -R` | `hub.channel(…)`, to the server on the agent's port, which a stock OpenSSH client forwards |
 //! | `grpctunnel` | `hub.channel(…)`, to an agent that came by grpctunnel |
 //! | `grpctunnel-fwd` | a forward tunnel of grpctunnel to the agent's port |
-//! | `grpctunnel Go` | grpc-go on the Go library's reverse tunnel, at both ends; its work is `tests/peers/go/grpctunnel/bench.go` |
+//! | `grpctunnel Go` | grpc-go on the Go library's reverse tunnel, at both ends; its work is `tests/peers/go/bench` |
 //!
 //! The last seven are in `processes` alone.
 //!
@@ -33,23 +33,22 @@
 
 mod agent;
 mod cases;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../../examples/common/connect_proxy.rs"]
 mod connect_proxy;
 #[cfg(feature = "grpctunnel")]
 mod go;
-mod report;
+mod paths;
 mod scale;
-mod service;
-mod work;
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use report::Report;
-
-type Failure = Box<dyn Error + Send + Sync>;
+use common::Failure;
+use common::report::Report;
+use paths::Path;
 
 /// Compares gRPC over the tunnel with gRPC over direct TCP.
 #[derive(Parser)]
@@ -101,14 +100,14 @@ fn main() -> Result<(), Failure> {
         None => {}
     }
 
-    let mut report = Report::default();
+    let mut report = Report::new(Path::DirectTcp.name());
     let plan = cases::Plan { quick: args.quick, only: args.only, path: args.path };
     threads()?.block_on(cases::in_two_processes(&plan, &mut report))?;
     scale::measure(&plan, &mut report)?;
     one_thread()?.block_on(cases::on_one_thread(&plan, &mut report))?;
 
     println!("{}", report.table());
-    println!("{}", report.goals());
+    println!("{}", report.goals(&paths::goals()));
     if let Some(path) = args.json {
         std::fs::write(&path, report.json()?).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }

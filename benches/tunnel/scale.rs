@@ -1,15 +1,17 @@
 //! Many agents on one hub: logins per second, and what an idle one costs. The hub is a new process each time, so that
 //! its memory is not what earlier work has left.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::Failure;
 use crate::agent::{self, AgentProcess};
 use crate::cases::{PROCESSES, Plan};
-use crate::report::{Path, Report};
-use crate::service::pb::echo_client::EchoClient;
-use crate::{Failure, work};
+use crate::common::report::Report;
+use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::system::{open_files, resident};
+use crate::common::work;
+use crate::paths::Path;
 
 const AGENTS: usize = 1000;
 
@@ -27,16 +29,16 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     if plan.wants(&names[0]) || plan.wants(&names[1]) {
         for _ in 0..if plan.quick { 1 } else { 7 } {
             let [took, memory, _] = hub_with(AGENTS, 0)?;
-            report.add(&names[0], Path::Tunnel, "rate", "logins/s", (AGENTS - WARM_UP) as f64 / took);
-            report.add(&names[1], Path::Tunnel, "hub memory", "KiB/agent", memory);
+            report.add(&names[0], Path::Tunnel.name(), "rate", "logins/s", (AGENTS - WARM_UP) as f64 / took);
+            report.add(&names[1], Path::Tunnel.name(), "hub memory", "KiB/agent", memory);
         }
     }
     if plan.wants(&names[2]) {
         for _ in 0..if plan.quick { 1 } else { 3 } {
             let [took, memory, p99] = hub_with(FLEET, 5000)?;
-            report.add(&names[2], Path::Tunnel, "all connected", "s", took);
-            report.add(&names[2], Path::Tunnel, "hub memory", "KiB/agent", memory);
-            report.add(&names[2], Path::Tunnel, "p99 to a random one", "µs", p99);
+            report.add(&names[2], Path::Tunnel.name(), "all connected", "s", took);
+            report.add(&names[2], Path::Tunnel.name(), "hub memory", "KiB/agent", memory);
+            report.add(&names[2], Path::Tunnel.name(), "p99 to a random one", "µs", p99);
         }
     }
     Ok(())
@@ -92,19 +94,4 @@ pub(crate) async fn run(agents: usize, calls: usize) -> Result<(), Failure> {
 /// What logins have left to do is done.
 async fn settle() {
     tokio::time::sleep(Duration::from_millis(300)).await;
-}
-
-/// Bytes of this process in memory.
-fn resident() -> Result<u64, Failure> {
-    Ok(1024 * number_after(&fs::read_to_string("/proc/self/status")?, "VmRSS:")?)
-}
-
-fn open_files() -> Result<usize, Failure> {
-    Ok(usize::try_from(number_after(&fs::read_to_string("/proc/self/limits")?, "Max open files")?)?)
-}
-
-fn number_after(text: &str, label: &str) -> Result<u64, Failure> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(label));
-    let number = rest.and_then(|rest| rest.split_whitespace().next());
-    Ok(number.ok_or_else(|| format!("no `{label}` in /proc"))?.parse()?)
 }

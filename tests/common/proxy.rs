@@ -57,6 +57,8 @@ pub struct Link {
     pub chop: Option<usize>,
     /// The most bytes passed per second.
     pub rate: Option<u64>,
+    /// The most bytes on their way at once, as a link with a queue has it; without, it is some that no test fills.
+    pub queue: Option<usize>,
 }
 
 /// A running proxy. Dropping it ends it, and resets its connections.
@@ -292,8 +294,9 @@ async fn pump(
     let mut ended = false;
     let mut free_at = Instant::now();
     loop {
-        let Link { stalled, delay, chop, rate } = *link.borrow_and_update();
-        let room = on_their_way < if delay.is_zero() { BACKLOG } else { DELAY_LINE };
+        let Link { stalled, delay, chop, rate, queue } = *link.borrow_and_update();
+        let most = queue.unwrap_or(if delay.is_zero() { BACKLOG } else { DELAY_LINE });
+        let room = on_their_way < most;
         incoming.reserve(BACKLOG);
         tokio::select! {
             _ = link.changed() => {}

@@ -1,6 +1,6 @@
 """One end of tunnels of grpctunnel-py, with the Echo service or its caller behind it.
 
-Roles, options and what is printed are those of tests/peers/go/grpctunnel, without what is for the benchmarks.
+Roles, options and what is printed are those of tests/peers/go/grpctunnel, and its benchmarks' but for those of forward tunnels.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from grpc.aio import Metadata
 from grpctunnel import PendingChannel, ReverseTunnelServer, TunnelServiceHandler, TunnelServiceHandlerOptions
 from grpctunnel.proto.v1 import TunnelServiceServicer, TunnelServiceStub, add_TunnelServiceServicer_to_server
 
+import bench
 import checks
 import echo
 
@@ -190,6 +191,8 @@ ROLES = {
     "forward-client": (forward_client, call_echo),
     "reverse-hub": (reverse_hub, call_echo),
     "reverse-agent": (reverse_agent, echo.register),
+    "bench-hub": (reverse_hub, bench.orders),
+    "bench-agent": (reverse_agent, bench.register),
     "demo-hub": (reverse_hub, call_demo),
     "demo-agent": (reverse_agent, register_demo),
 }

@@ -8,7 +8,7 @@
 //	demo-hub, demo-agent
 //	                the last two, but what is called is test.EchoService, as in the examples
 //	bench-server, bench-client, bench-hub, bench-agent
-//	                the four, but they do the work of benches/tunnel
+//	                the four, but they do the work of benches/tunnel and benches/compare
 //
 // What listens prints "listening ADDRESS", and "tunnel ID" and "gone ID" for each tunnel, with the id of who opened it. An
 // agent prints "ready" for each tunnel that was accepted and "closed: WHY" at its end, and fails when one was not. What serves prints "hanging METHOD"
@@ -40,6 +40,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"dialback.test/peers/bench"
 	"dialback.test/peers/checks"
 	"dialback.test/peers/echo"
 )
@@ -103,6 +104,14 @@ func (p peer) check(_ context.Context, through grpc.ClientConnInterface) error {
 		{Name: "spread", Run: func(ctx context.Context, _ echo.Client) error { return p.spread(ctx, through) }},
 	}
 	return checks.Run(echo.Client{Conn: through}, slices.Concat(checks.Grpctunnel, own), p.names)
+}
+
+// benches makes of a role one that does the work of the benchmarks.
+func benches(role func(context.Context, peer) error) func(context.Context, peer) error {
+	return func(told context.Context, p peer) error {
+		p.register, p.call = bench.Register, bench.Orders
+		return role(told, p)
+	}
 }
 
 func forwardServer(told context.Context, p peer) error {

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"dialback.test/peers/bench"
 	"dialback.test/peers/checks"
 	"dialback.test/peers/echo"
 	"dialback.test/peers/tunnel"
@@ -37,18 +38,25 @@ func main() {
 	names := flag.String("checks", strings.Join(checks.Names(checks.All), ","), "the `checks` to run, in this order")
 	bulk := flag.Int("bulk", 64, "how many `MiB` the check bulk sends, which runs only if it is named")
 	rekey := flag.Uint64("rekey", 0, "renew keys after so many `bytes`, each way; 0 for what is usual")
+	benches := flag.Bool("bench", false, "instead of checks, do the work of benches/compare that standard input orders")
 	patience := flag.Duration("timeout", time.Minute, "for everything")
 	flag.Parse()
 	log.SetFlags(0)
 	time.AfterFunc(*patience, func() { log.Fatalf("not done after %v", *patience) })
 
 	known := append(checks.All, checks.Bulk(*bulk))
-	if err := run(*listen, *authorized, *mode, *rekey, known, strings.Split(*names, ",")); err != nil {
+	work := func(client *grpc.ClientConn) error {
+		return checks.Run(echo.Client{Conn: client}, known, strings.Split(*names, ","))
+	}
+	if *benches {
+		work = func(client *grpc.ClientConn) error { return bench.Orders(context.Background(), client) }
+	}
+	if err := run(*listen, *authorized, *mode, *rekey, work); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(address, authorized, mode string, rekey uint64, known []checks.Check, names []string) error {
+func run(address, authorized, mode string, rekey uint64, work func(*grpc.ClientConn) error) error {
 	config, exchanges, err := serverConfig(authorized, rekey)
 	if err != nil {
 		return err
@@ -100,7 +108,7 @@ func run(address, authorized, mode string, rekey uint64, known []checks.Check, n
 		return err
 	}
 	defer client.Close()
-	err = checks.Run(echo.Client{Conn: client}, known, names)
+	err = work(client)
 	fmt.Println("rekeys", exchanges.Load()-1)
 	return err
 }

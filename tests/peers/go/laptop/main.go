@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	_ "google.golang.org/grpc/encoding/gzip"
 
+	"dialback.test/peers/bench"
 	"dialback.test/peers/echo"
 	"dialback.test/peers/tunnel"
 )
@@ -30,6 +31,7 @@ func main() {
 	key := flag.String("key", "", "the `file` of the agent's private key, in OpenSSH format")
 	hostKey := flag.String("host-key", "", "the hub's host `key`: an OpenSSH public key line, or its SHA256:… fingerprint")
 	rekey := flag.Uint64("rekey", 0, "renew keys after so many `bytes`, each way; 0 for what is usual")
+	benches := flag.Bool("bench", false, "serve what benches/compare calls instead of Echo")
 	flag.Parse()
 	log.SetFlags(0)
 
@@ -37,7 +39,11 @@ func main() {
 	if err != nil {
 		log.Fatalf("cannot connect to %s: %v", *hub, err)
 	}
-	if err := serve(connection); err != nil {
+	register := service().Register
+	if *benches {
+		register = bench.Register
+	}
+	if err := serve(connection, register); err != nil {
 		log.Fatal(err)
 	}
 	why := connection.Wait()
@@ -99,7 +105,7 @@ func pinned(want string) ssh.HostKeyCallback {
 }
 
 // serve returns when the connection ends.
-func serve(conn connection) error {
+func serve(conn connection, register func(grpc.ServiceRegistrar)) error {
 	listener := tunnel.Listen(conn, conn.channels)
 	ok, _, err := conn.SendRequest(tunnel.Forward, true, ssh.Marshal(tunnel.ForwardPayload{Path: tunnel.Path}))
 	if err != nil {
@@ -111,13 +117,16 @@ func serve(conn connection) error {
 	fmt.Println("ready")
 
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(echo.MaxMessage))
-	service := echo.Server{
-		Cancelled: func(method string) { fmt.Println("cancelled", method) },
-		Hanging:   func(method string) { fmt.Println("hanging", method) },
-	}
-	service.Register(server)
+	register(server)
 	// It fails when the SSH connection ends, and only then: why is told by the connection.
 	_ = server.Serve(listener)
 	server.Stop()
 	return nil
+}
+
+func service() *echo.Server {
+	return &echo.Server{
+		Cancelled: func(method string) { fmt.Println("cancelled", method) },
+		Hanging:   func(method string) { fmt.Println("hanging", method) },
+	}
 }

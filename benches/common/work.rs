@@ -9,10 +9,10 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::{Body as HttpBody, StdError};
 
-use crate::Failure;
-use crate::service::pb::Payload;
-use crate::service::pb::echo_client::EchoClient;
-use crate::service::{messages, order};
+use super::Failure;
+use super::service::pb::Payload;
+use super::service::pb::echo_client::EchoClient;
+use super::service::{messages, order};
 
 /// What a client may be made of: in short, a channel.
 pub(crate) trait Transport:

@@ -1,0 +1,57 @@
+//! What most people use: `ssh -R` on the laptop, `sshd` in the cloud, both as they are.
+
+use std::fs;
+use std::net::TcpListener;
+
+use dialback::PrivateKey;
+
+use super::{Parts, Start};
+use crate::common::Failure;
+use crate::process::{Process, external};
+use crate::rigs::peers::find_program;
+
+pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
+    let sshd = find_program("sshd").ok_or("the program sshd is missing")?;
+    let ssh = find_program("ssh").ok_or("the program ssh is missing")?;
+    let dir = start.dir()?.to_owned();
+    let [key, host] = ["agent", "host"].map(|name| start.dir.path().join(name));
+    let public = PrivateKey::load_or_generate(&key)?.public_key();
+    PrivateKey::load_or_generate(&host)?;
+    fs::write(start.dir.path().join("authorized_keys"), public.to_openssh() + "\n")?;
+    // An sshd of root's wants this, and Debian makes it when its own is started.
+    let _ = fs::create_dir("/run/sshd"); // it may be there, or this not be root
+    let [port, forwarded] = [free_port()?, free_port()?];
+    let config = format!(
+        "ListenAddress 127.0.0.1:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
+         StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nPidFile none\n"
+    );
+    let config_file = start.dir.path().join("sshd_config");
+    fs::write(&config_file, config)?;
+
+    let (server, address) = start.server().await?;
+    let mut sshd = Process::start(external(sshd).args(["-D", "-e", "-f"]).arg(&config_file))?;
+    sshd.line("Server listening on").await?;
+    let caller = start.own(&["client", &format!("127.0.0.1:{forwarded}")])?;
+    let way = start.to(&format!("127.0.0.1:{port}")).await?;
+    let mut command = external(ssh);
+    command.args(["-F", "none", "-N", "-R", &format!("127.0.0.1:{forwarded}:{address}")]);
+    // The host key is of this run, and so is the server.
+    for option in [
+        "BatchMode=yes",
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "LogLevel=ERROR",
+        "ExitOnForwardFailure=yes",
+    ] {
+        command.args(["-o", option]);
+    }
+    command.args(["-i".as_ref(), key.as_os_str()]).args(["-p", &way.port().to_string(), "127.0.0.1"]);
+    start.dials_now();
+    let ssh = Process::start(&mut command)?;
+    Ok(Parts { caller, others: vec![server, sshd, ssh] })
+}
+
+/// One that was free a moment ago: these programs do not tell which one the system has given them.
+pub(super) fn free_port() -> Result<u16, Failure> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,288 @@
+//! Many agents on one hub, the hub in a process of its own and all agents in another: what an idle one costs, and what
+//! happens when the hub dies and comes back.
+//!
+//! The agents are let in as a hub does it by default, but that as many strangers may come from one address as in all: here
+//! they share one, which a fleet does not.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, stdin};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::common::report::Report;
+use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::system::{open_files, resident};
+use crate::common::{Failure, service, work};
+use crate::contenders::Contender;
+use crate::plan::Plan;
+use crate::process::{Process, cpu};
+use crate::roles::Way;
+use crate::rounds::LeftOut;
+use crate::soak;
+
+/// Strangers that the hub has in at once: its default for all of them together.
+const STRANGERS: usize = 128;
+
+/// Logins that the agents' process has under way when it starts. After a loss each agent is on its own.
+const LOGINS: usize = 32;
+
+/// Agents that connect before the hub's memory is first read: code and runtime are in memory from then on.
+const WARM_UP: usize = 16;
+
+/// File descriptors that are not an agent's.
+const SPARE: usize = 64;
+
+/// How long the hub is away.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// How long agents may take to be there, and to be there again.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a call to an agent that is there may take.
+const CALL: Duration = Duration::from_secs(10);
+
+const PATH: &str = Contender::Dialback(Way::Ssh).name();
+
+/// With so many agents.
+pub(crate) async fn measure(plan: &Plan, agents: usize, report: &mut Report, left_out: &mut LeftOut) {
+    let [idle, herd] = ["idle", "herd"].map(|case| format!("fleet-{agents}/{case}"));
+    if !plan.wants(&idle) && !plan.wants(&herd) || !plan.takes(Contender::Dialback(Way::Ssh)) {
+        return;
+    }
+    eprintln!("{idle}, {herd}");
+    for _ in 0..plan.fleets() {
+        let rounds = async {
+            let mut fleet = Fleet::start(agents).await?;
+            fleet.idle(&idle, report).await?;
+            if plan.wants(&herd) {
+                fleet.herd(&herd, report).await?;
+            }
+            Ok::<_, Failure>(())
+        };
+        if let Err(why) = rounds.await {
+            left_out.push((format!("fleet-{agents}"), PATH, why.to_string()));
+            return;
+        }
+    }
+}
+
+/// The processes. Dropping it kills them.
+pub(crate) struct Fleet {
+    size: usize,
+    dir: TempDir,
+    address: String,
+    pub(crate) hub: Process,
+    agents: Process,
+}
+
+impl Fleet {
+    pub(crate) async fn start(size: usize) -> Result<Self, Failure> {
+        let most = open_files()?.saturating_sub(SPARE);
+        if size > most {
+            return Err(format!("the limit on open files (`ulimit -n`) allows {most} agents").into());
+        }
+        let dir = tempfile::tempdir()?;
+        for name in ["agent", "host"] {
+            PrivateKey::load_or_generate(dir.path().join(name))?;
+        }
+        let (hub, address) = start_hub(dir.path(), size, "127.0.0.1:0").await?;
+        let agents = own("fleet-agents", dir.path(), &[&size.to_string(), &address])?;
+        Ok(Self { size, dir, address, hub, agents })
+    }
+
+    /// Connects the agents until there are so many.
+    pub(crate) async fn connect(&mut self, agents: usize) -> Result<(), Failure> {
+        ask(&mut self.agents, &format!("connect {agents}")).await.map(drop)
+    }
+
+    async fn idle(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
+        self.connect(WARM_UP).await?;
+        let before = self.settled(WARM_UP).await?;
+        let started = Instant::now();
+        self.connect(self.size).await?;
+        let took = started.elapsed().as_secs_f64();
+        let grown = self.settled(self.size).await? - before;
+        let connected = (self.size - WARM_UP) as f64;
+        report.add(case, PATH, "logins", "logins/s", connected / took);
+        report.add(case, PATH, "hub memory", "KiB/agent", grown / 1024.0 / connected);
+
+        let hub = self.hub.id().ok_or("the hub has ended")?;
+        let (used, span) = (cpu(&[hub]), Duration::from_secs(3));
+        tokio::time::sleep(span).await;
+        report.add(case, PATH, "hub CPU", "%", 100.0 * (cpu(&[hub]) - used) / span.as_secs_f64());
+        Ok(())
+    }
+
+    /// The hub's memory in bytes once so many agents are there and what logins leave to do is done.
+    async fn settled(&mut self, agents: usize) -> Result<f64, Failure> {
+        ask(&mut self.hub, &format!("wait {agents}")).await?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let answer = ask(&mut self.hub, "memory").await?;
+        Ok(answer["resident"].as_f64().ok_or("no figure for the hub's memory")?)
+    }
+
+    /// The hub is killed, and a new one comes to its place.
+    async fn herd(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
+        self.hub.kill().await?;
+        tokio::time::sleep(AWAY).await;
+        (self.hub, _) = start_hub(self.dir.path(), self.size, &self.address).await?;
+        let answer = ask(&mut self.hub, &format!("herd {}", self.size)).await?;
+        for (metric, unit) in [
+            ("all back", "s"),
+            ("half back", "s"),
+            ("busiest 100 ms to the mean", "×"),
+            ("slowest call meanwhile", "ms"),
+            ("failed calls meanwhile", "calls"),
+        ] {
+            let value = answer[metric].as_f64().ok_or_else(|| format!("no {metric} in {answer}"))?;
+            report.add(case, PATH, metric, unit, value);
+        }
+        Ok(())
+    }
+}
+
+fn own(role: &str, dir: &Path, arguments: &[&str]) -> Result<Process, Failure> {
+    let dir = dir.to_str().ok_or("the directory's name is not UTF-8")?;
+    Process::own(&[&[role, dir], arguments].concat())
+}
+
+async fn start_hub(dir: &Path, agents: usize, listen: &str) -> Result<(Process, String), Failure> {
+    let mut hub = own("fleet-hub", dir, &[&agents.to_string(), "--listen", listen])?;
+    let address = hub.line("listening ").await?;
+    Ok((hub, address))
+}
+
+async fn ask(process: &mut Process, order: &str) -> Result<Value, Failure> {
+    process.tell(order).await?;
+    process.answer(PATIENCE + CALL).await
+}
+
+fn id(number: usize) -> String {
+    format!("idle-{number}")
+}
+
+/// The hub's process. Ends with its standard input.
+pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), Failure> {
+    let key = PrivateKey::load_or_generate(dir.join("agent"))?.public_key();
+    let mut allowed = AllowedKeys::new();
+    for number in 0..agents {
+        allowed = allowed.allow(id(number), key.clone())?;
+    }
+    let host_key = PrivateKey::load_or_generate(dir.join("host"))?;
+    let hub = Hub::builder(host_key).authorizer(allowed).unauthenticated_limits(STRANGERS, STRANGERS);
+    let hub = hub.bind(listen).await?;
+    println!("listening {}", hub.local_addr());
+    let mut orders = BufReader::new(stdin()).lines();
+    while let Some(order) = orders.next_line().await? {
+        let answer = match order.split_once(' ') {
+            None if order == "memory" => json!({ "resident": resident()? }),
+            Some(("wait", count)) => {
+                let count = count.parse()?;
+                until(&hub, count, |_| {}).await?;
+                json!({})
+            }
+            Some(("herd", count)) => herd(&hub, count.parse()?).await?,
+            Some(("soak", seconds)) => soak::run(&hub, Duration::from_secs(seconds.parse()?)).await?,
+            _ => return Err(format!("no such order: {order}").into()),
+        };
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+/// Waits for so many tunnels, and tells how many there are each 20 ms.
+async fn until(hub: &Hub, count: usize, mut there: impl FnMut(usize)) -> Result<(), Failure> {
+    let started = Instant::now();
+    loop {
+        let now = hub.tunnels().len();
+        there(now);
+        if now >= count {
+            return Ok(());
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(format!("{now} of {count} agents are there after {PATIENCE:?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// From here on until all are back, with calls to those that are there already.
+async fn herd(hub: &Hub, count: usize) -> Result<Value, Failure> {
+    let started = Instant::now();
+    let mut seen: Vec<(f64, usize)> = Vec::new();
+    let mut slowest = Duration::ZERO;
+    let mut failed = 0;
+    tokio::select! {
+        done = until(hub, count, |now| seen.push((started.elapsed().as_secs_f64(), now))) => done?,
+        () = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let there = hub.tunnels();
+                if there.is_empty() {
+                    continue;
+                }
+                let tunnel = &there[rand::random_range(0..there.len())];
+                let begun = Instant::now();
+                match timeout(CALL, work::one_call(&mut EchoClient::new(tunnel.channel()))).await {
+                    Ok(Ok(())) => slowest = slowest.max(begun.elapsed()),
+                    _ => failed += 1,
+                }
+            }
+        } => {}
+    }
+    let all = started.elapsed().as_secs_f64();
+    let half = seen.iter().find(|(_, now)| 2 * now >= count).map_or(all, |(when, _)| *when);
+    // From the first one on: agents that wait for the hub to be there are no part of the mean.
+    let first = seen.iter().find(|(_, now)| *now > 0).map_or(0.0, |(when, _)| *when);
+    let mut bins = vec![0; ((all - first) * 10.0) as usize + 1];
+    let mut before = 0;
+    for (when, now) in seen.iter().filter(|(when, _)| *when >= first) {
+        let bin = ((when - first) * 10.0) as usize;
+        if let Some(bin) = bins.get_mut(bin) {
+            *bin += now.saturating_sub(before);
+        }
+        before = *now;
+    }
+    let mean = count as f64 / bins.len() as f64;
+    let busiest = bins.iter().max().copied().unwrap_or_default() as f64;
+    Ok(json!({
+        "all back": all, "half back": half, "busiest 100 ms to the mean": busiest / mean,
+        "slowest call meanwhile": slowest.as_secs_f64() * 1e3, "failed calls meanwhile": failed,
+    }))
+}
+
+/// The agents' process. Ends with its standard input.
+pub(crate) async fn agents(dir: &Path, most: usize, address: &str) -> Result<(), Failure> {
+    let key = PrivateKey::load_or_generate(dir.join("agent"))?;
+    let host_key = PrivateKey::load_or_generate(dir.join("host"))?.public_key();
+    let mut connected = Vec::with_capacity(most);
+    let mut orders = BufReader::new(stdin()).lines();
+    while let Some(order) = orders.next_line().await? {
+        let wanted = order.strip_prefix("connect ").ok_or("no such order")?.parse::<usize>()?.min(most);
+        let mut logins = JoinSet::new();
+        for number in connected.len()..wanted {
+            if logins.len() == LOGINS
+                && let Some(agent) = logins.join_next().await
+            {
+                connected.push(agent??);
+            }
+            let agent = Agent::builder(id(number), key.clone()).host_keys(HostKeys::public_key(host_key.clone()));
+            let login = agent.connect(address.to_owned());
+            logins.spawn(async move {
+                let agent = login.await?;
+                tokio::spawn(service::server().serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
+                Ok::<_, Failure>(agent)
+            });
+        }
+        while let Some(agent) = logins.join_next().await {
+            connected.push(agent??);
+        }
+        println!("{}", json!({ "connected": connected.len() }));
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! The tunnel beside what a user would pick instead: the same gRPC work over each, in turns, in one run.
+//!
+//! ```sh
+//! cargo bench --all-features --bench compare                   # all of it, about an hour
+//! cargo bench --all-features --bench compare -- --quick        # a look, within three minutes
+//! cargo bench --all-features --bench compare -- --only openssh --only unary
+//! cargo bench --all-features --bench compare -- --json rows.json --markdown table.md --charts charts
+//! cargo bench --all-features --bench compare -- --soak 30      # half an hour of calls, for failures and for memory that grows
+//! ```
+//!
+//! Every contender is processes of its own: one calls, one serves, and what carries them is in between. A contender that
+//! cannot be had here is listed at the end with the reason; without `--all-features` that is what needs a feature.
+//!
+//! | contender | what it is |
+//! |---|---|
+//! | `direct-tcp` | tonic over TCP, without encryption and without a tunnel; ratios are to this |
+//! | `direct-tls` | tonic over rustls over TCP |
+//! | `dialback-ssh` | `hub.channel(…)` to an agent that came by SSH over TCP |
+//! | `dialback-gateway` | an ordinary client of the hub's gateway, in a process of its own |
+//! | `dialback-wss` | `hub.channel(…)` to an agent that came by SSH over a WebSocket with TLS |
+//! | `dialback-grpctunnel` | `hub.channel(…)` to an agent that opened a reverse tunnel of grpctunnel |
+//! | `openssh` | a stock `ssh -R` to a stock `sshd`, whose port our client dials |
+//! | `go-ssh` | the article's program: x/crypto/ssh and grpc-go at both ends |
+//! | `go-grpctunnel` | the Go library's reverse tunnel |
+//! | `python-grpctunnel` | the Python library's reverse tunnel |
+//! | `rathole` | a general tunnel in wide use, whose port our client dials |
+//!
+//! Client and server are the same code, tonic with this crate's HTTP/2 settings, wherever the contender carries a byte
+//! stream. `go-*` and `python-*` have a gRPC of their own at both ends: there the same work is done in that language, by
+//! `tests/peers/go/bench` and `tests/peers/python/bench.py`.
+//!
+//! # Settings
+//! `loopback`: everything on this machine, each process on its language's default runtime. `one-thread`: the same with
+//! every process of ours on one thread. `path-20ms`, `path-100ms`: the contender's carrier goes through a relay of ours
+//! (`line.rs`) with that round-trip time and 100 Mbit/s each way.
+//!
+//! `fleet-1000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). Each of the two processes needs an open file for
+//! each agent: see `ulimit -n`.
+//!
+//! # Figures
+//! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
+//! warm up and to find out how many bytes make a turn. The values are medians over the rounds, a ratio is one median over
+//! the other, and the spread is what the rounds' lowest and highest value are apart. CPU time is that of all processes of
+//! a contender, in user mode and in the kernel, as the scheduler counts it. MB/s are
+//! millions of bytes; those of `bidi` streams are counted one way.
+
+mod chart;
+#[path = "../common/mod.rs"]
+mod common;
+mod contenders;
+mod fleet;
+mod goals;
+mod line;
+mod orders;
+mod plan;
+mod process;
+mod rigs;
+mod roles;
+mod rounds;
+mod soak;
+#[cfg(any(feature = "gateway", feature = "websocket"))]
+mod tls;
+mod work;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+use common::Failure;
+use common::report::Report;
+use contenders::Contender;
+use plan::{Plan, Setting};
+use roles::Role;
+use rounds::LeftOut;
+
+/// Compares gRPC over the tunnel with gRPC over what else there is.
+#[derive(Parser)]
+struct Args {
+    /// Fewer and shorter rounds: less than three minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Only the contenders, or the cases, whose name contains this; may be repeated. direct-tcp is always there.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Writes the results to a file as a JSON array of rows.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes what is printed, tables in Markdown, to a file.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Instead of all else: calls to a hundred agents, ten a second to each, for so many minutes.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<u64>,
+    /// Writes charts into a directory, as SVG.
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+    /// Cargo passes this to every benchmark; it means nothing here.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// A role's process has one thread.
+    #[arg(long, hide = true)]
+    one_thread: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+fn main() -> Result<(), Failure> {
+    let args = Args::parse();
+    let threads = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    if let Some(role) = args.role {
+        let runtime = if args.one_thread { one_thread() } else { threads() }?;
+        let ended = runtime.block_on(role.run());
+        // Standard input is read by a thread that would be waited for.
+        runtime.shutdown_background();
+        return ended;
+    }
+
+    // On this thread, which lives as long as the process: what is killed with its parent goes by the parent's thread.
+    one_thread()?.block_on(async {
+        tokio::select! {
+            done = compare(&args) => done,
+            _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+        }
+    })
+}
+
+async fn compare(args: &Args) -> Result<(), Failure> {
+    let plan = Plan::new(args.quick, args.only.clone());
+    let mut report = Report::new(Contender::DirectTcp.name());
+    let mut left_out = LeftOut::new();
+    match args.soak {
+        Some(minutes) => soak::measure(minutes, &mut report).await?,
+        None => {
+            for setting in [Setting::Loopback, Setting::OneThread, Setting::Path(20), Setting::Path(100)] {
+                rounds::run(&plan, setting, &mut report, &mut left_out).await?;
+            }
+            rounds::waits(&plan, &mut report, &mut left_out).await;
+            for agents in plan.fleet_sizes() {
+                fleet::measure(&plan, *agents, &mut report, &mut left_out).await;
+            }
+        }
+    }
+
+    let text = tables(&report, &left_out);
+    println!("{text}");
+    if let Some(path) = &args.markdown {
+        write(path, &text)?;
+    }
+    if let Some(path) = &args.json {
+        write(path, &report.json()?)?;
+    }
+    if let Some(dir) = &args.charts {
+        let files = chart::write(&report, dir)?;
+        eprintln!("charts in {}: {}", dir.display(), files.join(", "));
+    }
+    Ok(())
+}
+
+/// All there is to tell, in Markdown.
+fn tables(report: &Report, left_out: &LeftOut) -> String {
+    let mut text = String::from("| contender | what it is |\n|---|---|\n");
+    for contender in contenders::ALL {
+        let _ = writeln!(text, "| {} | {} |", contender.name(), contender.told()); // a String takes it
+    }
+    let names = contenders::ALL.map(Contender::name);
+    let _ = writeln!(text, "\n{}\n{}", report.matrix(&names), goals::table(report));
+    if !left_out.is_empty() {
+        text.push_str("| left out | of | why |\n|---|---|---|\n");
+        for (case, contender, why) in left_out {
+            let why = why.replace('|', "/").replace('\n', " ");
+            let _ = writeln!(text, "| {contender} | {case} | {why} |");
+        }
+        text.push('\n');
+    }
+    text + &report.table()
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    Ok(std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?)
+}

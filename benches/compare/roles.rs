@@ -1,0 +1,207 @@
+//! The processes of the contenders that are ours, from inside. Each prints `listening ADDRESS` if it does, and ends with
+//! its standard input.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Subcommand;
+use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey};
+use tokio::io::{AsyncBufReadExt, BufReader, stdin};
+use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
+use tonic::transport::server::TcpIncoming;
+
+use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::{Failure, service};
+use crate::line::{self, Limits};
+use crate::{fleet, orders};
+
+/// The agent that serves.
+pub(crate) const AGENT: &str = "laptop-1";
+
+/// Where it is called from, and how it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Way {
+    /// SSH over TCP.
+    Ssh,
+    /// SSH over a WebSocket with TLS.
+    Wss,
+    /// SSH over TCP; the hub has a gateway, and another process calls.
+    Gateway,
+    /// A reverse tunnel of grpctunnel.
+    Grpctunnel,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ssh => "ssh",
+            Self::Wss => "wss",
+            Self::Gateway => "gateway",
+            Self::Grpctunnel => "grpctunnel",
+        }
+    }
+}
+
+/// What the benchmark starts itself as.
+#[derive(Subcommand)]
+pub(crate) enum Role {
+    /// Serves on a TCP port.
+    #[command(hide = true)]
+    Server {
+        /// With the TLS files in this directory.
+        #[arg(long)]
+        tls: Option<PathBuf>,
+    },
+    /// Calls a TCP port; takes orders.
+    #[command(hide = true)]
+    Client {
+        address: SocketAddr,
+        /// With the TLS files in this directory.
+        #[arg(long)]
+        tls: Option<PathBuf>,
+        /// The agent behind a gateway.
+        #[arg(long)]
+        agent: Option<String>,
+    },
+    /// A hub, with the keys in a directory; takes orders.
+    #[command(hide = true)]
+    Hub { dir: PathBuf, way: Way },
+    /// An agent, with the keys in a directory, that serves.
+    #[command(hide = true)]
+    Agent { dir: PathBuf, way: Way, url: String },
+    /// A network between a port of its own and this one.
+    #[command(hide = true)]
+    Line {
+        target: SocketAddr,
+        #[command(flatten)]
+        limits: Limits,
+    },
+    /// A hub for many agents.
+    #[command(hide = true)]
+    FleetHub {
+        dir: PathBuf,
+        agents: usize,
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: String,
+    },
+    /// Many agents.
+    #[command(hide = true)]
+    FleetAgents { dir: PathBuf, agents: usize, address: String },
+}
+
+impl Role {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Server { tls } => serve(tls.as_deref()).await,
+            Self::Client { address, tls, agent } => call(address, tls.as_deref(), agent.as_deref()).await,
+            Self::Hub { dir, way } => hub(&dir, way).await,
+            Self::Agent { dir, way, url } => agent(&dir, way, &url).await,
+            Self::Line { target, limits } => line::run(target, &limits).await,
+            Self::FleetHub { dir, agents, listen } => fleet::hub(&dir, agents, &listen).await,
+            Self::FleetAgents { dir, agents, address } => fleet::agents(&dir, agents, &address).await,
+        }
+    }
+}
+
+async fn serve(tls: Option<&Path>) -> Result<(), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("listening {}", listener.local_addr()?);
+    match tls {
+        None => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            service::server().serve_with_incoming_shutdown(incoming, end_of_input()).await?;
+        }
+        #[cfg(any(feature = "gateway", feature = "websocket"))]
+        Some(dir) => {
+            let incoming = crate::tls::incoming(listener, dir)?;
+            service::server().serve_with_incoming_shutdown(incoming, end_of_input()).await?;
+        }
+        #[cfg(not(any(feature = "gateway", feature = "websocket")))]
+        Some(_) => return Err("built without TLS".into()),
+    }
+    Ok(())
+}
+
+async fn call(address: SocketAddr, tls: Option<&Path>, agent: Option<&str>) -> Result<(), Failure> {
+    let mut endpoint = Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(Duration::from_secs(5));
+    if let Some(agent) = agent {
+        endpoint = endpoint.origin(format!("http://{agent}").parse()?);
+    }
+    let endpoint = dialback::tune_endpoint(endpoint);
+    let dial = || match tls {
+        None => Ok(endpoint.connect_lazy()),
+        #[cfg(any(feature = "gateway", feature = "websocket"))]
+        Some(dir) => crate::tls::channel(&endpoint, address, dir),
+        #[cfg(not(any(feature = "gateway", feature = "websocket")))]
+        Some(_) => Err("built without TLS".into()),
+    };
+    orders::serve(EchoClient::new(dial()?), Some(&dial)).await
+}
+
+async fn hub(dir: &Path, way: Way) -> Result<(), Failure> {
+    let agent = PrivateKey::load_or_generate(dir.join("agent"))?.public_key();
+    let host_key = PrivateKey::load_or_generate(dir.join("host"))?;
+    let allowed = AllowedKeys::new().allow(AGENT, agent)?;
+    let hub = Hub::builder(host_key).authorizer(allowed).bind("127.0.0.1:0").await?;
+    match way {
+        Way::Ssh => println!("listening {}", hub.local_addr()),
+        #[cfg(feature = "gateway")]
+        Way::Gateway => {
+            let gateway = dialback::gateway::Gateway::builder(&hub).bind("127.0.0.1:0").await?;
+            println!("listening {}", hub.local_addr());
+            println!("gateway {}", gateway.local_addr());
+            end_of_input().await;
+            return Ok(());
+        }
+        #[cfg(feature = "websocket")]
+        Way::Wss => {
+            let files = ["certificate.pem", "key.pem"].map(|name| dir.join(name));
+            let [certificate, key] = files;
+            let url = hub.listen_tls("wss://127.0.0.1:0/tunnel", certificate, key).await?;
+            let port = url.trim_start_matches("wss://").trim_end_matches("/tunnel");
+            println!("listening {port}");
+        }
+        #[cfg(feature = "grpctunnel")]
+        Way::Grpctunnel => {
+            let id: dialback::AgentId = AGENT.parse()?;
+            let known = move |_: &tonic::Request<()>| Ok((id.clone(), dialback::Grant::new()));
+            let service = dialback::grpctunnel::TunnelService::builder().reverse(&hub).identify(known).build();
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            println!("listening {}", listener.local_addr()?);
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let server = dialback::tune_server(tonic::transport::Server::builder()).add_service(service);
+            tokio::spawn(server.serve_with_incoming(incoming));
+        }
+        #[allow(unreachable_patterns)]
+        _ => return Err(format!("built without the feature for {}", way.name()).into()),
+    }
+    orders::serve(EchoClient::new(hub.channel(AGENT)?), None).await
+}
+
+async fn agent(dir: &Path, way: Way, address: &str) -> Result<(), Failure> {
+    #[cfg(feature = "grpctunnel")]
+    if way == Way::Grpctunnel {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+        let carrier = dialback::tune_endpoint(endpoint).connect().await?;
+        let _tunnel = dialback::grpctunnel::TunnelBuilder::new(AGENT, carrier).reverse(service::routes()).await?;
+        end_of_input().await;
+        return Ok(());
+    }
+    let key = PrivateKey::load_or_generate(dir.join("agent"))?;
+    let host_key = PrivateKey::load_or_generate(dir.join("host"))?.public_key();
+    let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host_key));
+    #[cfg(feature = "websocket")]
+    let agent = agent.tls_roots(dir.join("authority.pem"));
+    let url = if way == Way::Wss { format!("wss://{address}/tunnel") } else { address.to_owned() };
+    let agent = agent.connect(url).await?;
+    service::server().serve_with_incoming_shutdown(agent.incoming(), end_of_input()).await?;
+    Ok(())
+}
+
+/// Whoever started this process is gone, or wants it to be.
+pub(crate) async fn end_of_input() {
+    let mut lines = BufReader::new(stdin()).lines();
+    while let Ok(Some(_)) = lines.next_line().await {}
+}

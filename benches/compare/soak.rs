@@ -1,0 +1,122 @@
+//! Calls to a hundred agents for a long time: whether one fails, whether they get slower, and whether the hub's memory
+//! grows.
+
+use std::time::{Duration, Instant};
+
+use dialback::Hub;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::common::report::Report;
+use crate::common::service::pb::echo_client::EchoClient;
+use crate::common::system::resident;
+use crate::common::{Failure, work};
+use crate::contenders::Contender;
+use crate::fleet::Fleet;
+use crate::roles::Way;
+
+const AGENTS: usize = 100;
+
+/// From one call to the next, of each agent.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A call that takes longer has failed.
+const CALL: Duration = Duration::from_secs(10);
+
+/// How often memory is read.
+const READING: Duration = Duration::from_secs(5);
+
+const PATH: &str = Contender::Dialback(Way::Ssh).name();
+
+pub(crate) async fn measure(minutes: u64, report: &mut Report) -> Result<(), Failure> {
+    let case = format!("soak-{minutes}min");
+    eprintln!("{case}");
+    let mut fleet = Fleet::start(AGENTS).await?;
+    fleet.connect(AGENTS).await?;
+    let span = Duration::from_secs(60 * minutes);
+    fleet.hub.tell(&format!("soak {}", span.as_secs())).await?;
+    let answer = fleet.hub.answer(span + 2 * CALL).await?;
+    for (metric, unit) in [
+        ("calls", "calls"),
+        ("failed", "calls"),
+        ("tunnels lost", "tunnels"),
+        ("p99 of the first minute", "µs"),
+        ("p99 of the last minute", "µs"),
+        ("hub memory grows", "MiB/h"),
+    ] {
+        let value = answer[metric].as_f64().ok_or_else(|| format!("no {metric} in {answer}"))?;
+        report.add(&case, PATH, metric, unit, value);
+    }
+    Ok(())
+}
+
+/// In the hub's process.
+pub(crate) async fn run(hub: &Hub, span: Duration) -> Result<Value, Failure> {
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for tunnel in hub.tunnels() {
+        let mut client = EchoClient::new(hub.channel(tunnel.agent_id().as_str())?);
+        tasks.spawn(async move {
+            let (mut first, mut last, mut calls, mut failed) = (Vec::new(), Vec::new(), 0u64, 0u64);
+            let minute = Duration::from_secs(60).min(span / 2);
+            let mut turns = interval(PAUSE);
+            turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while started.elapsed() < span {
+                turns.tick().await;
+                let (when, begun) = (started.elapsed(), Instant::now());
+                calls += 1;
+                if !matches!(timeout(CALL, work::one_call(&mut client)).await, Ok(Ok(()))) {
+                    failed += 1;
+                    continue;
+                }
+                if when < minute {
+                    first.push(begun.elapsed());
+                } else if when >= span - minute {
+                    last.push(begun.elapsed());
+                }
+            }
+            (first, last, calls, failed)
+        });
+    }
+    let before: Vec<_> = hub.tunnels().iter().map(dialback::Tunnel::id).collect();
+    let mut memory = Vec::new();
+    let mut readings = interval(READING);
+    while started.elapsed() < span {
+        readings.tick().await;
+        memory.push((started.elapsed().as_secs_f64(), resident()? as f64));
+    }
+    let (mut first, mut last, mut calls, mut failed) = (Vec::new(), Vec::new(), 0, 0);
+    while let Some(done) = tasks.join_next().await {
+        let done = done?;
+        first.extend(done.0);
+        last.extend(done.1);
+        calls += done.2;
+        failed += done.3;
+    }
+    let after: Vec<_> = hub.tunnels().iter().map(dialback::Tunnel::id).collect();
+    let lost = before.iter().filter(|id| !after.contains(id)).count();
+    // What the first tenth of the time brings into memory is not growth.
+    memory.drain(..memory.len() / 10);
+    Ok(json!({
+        "calls": calls, "failed": failed, "tunnels lost": lost,
+        "p99 of the first minute": p99(&mut first), "p99 of the last minute": p99(&mut last),
+        "hub memory grows": slope(&memory) * 3600.0 / f64::from(1 << 20),
+    }))
+}
+
+/// In microseconds.
+fn p99(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times.get(times.len() * 99 / 100).map_or(0.0, |time| time.as_nanos() as f64 / 1000.0)
+}
+
+/// Of the straight line that fits these points best.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let above: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    let below: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    if below > 0.0 { above / below } else { 0.0 }
+}
