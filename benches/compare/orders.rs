@@ -50,9 +50,15 @@ async fn obey<T: Transport>(
             json!({})
         }
         ("callers", &[callers, millis]) => told(&work::callers(client, callers, Duration::from_millis(millis)).await?),
-        ("down", &[bytes, each]) => json!({ "rate": basic::download(client, bytes, size(each)?).await?.0 }),
-        ("up", &[bytes, each]) => json!({ "rate": basic::upload(client, bytes, size(each)?).await?.0 }),
-        ("chat", &[bytes, each]) => json!({ "rate": work::chat(client, bytes, size(each)?).await? }),
+        ("down", &[bytes, each]) => {
+            json!({ "rate": basic::task(basic::download(client.clone(), bytes, size(each)?)).await?.0 })
+        }
+        ("up", &[bytes, each]) => {
+            json!({ "rate": basic::task(basic::upload(client.clone(), bytes, size(each)?)).await?.0 })
+        }
+        ("chat", &[bytes, each]) => {
+            json!({ "rate": basic::task(work::chat(client.clone(), bytes, size(each)?)).await? })
+        }
         ("downs", &[streams, bytes, each]) => {
             json!({ "rate": work::downloads(client, streams, bytes, size(each)?).await? })
         }

@@ -60,7 +60,7 @@ pub(crate) async fn callers<T: Transport>(
 }
 
 /// Both ways at once: what goes comes back. The rate is that of one way, in MB/s.
-pub(crate) async fn chat<T: Transport>(client: &mut EchoClient<T>, bytes: u64, size: usize) -> Result<f64, Failure> {
+pub(crate) async fn chat<T: Transport>(mut client: EchoClient<T>, bytes: u64, size: usize) -> Result<f64, Failure> {
     let count = bytes / size as u64;
     let started = Instant::now();
     let mut stream = client.chat(messages(count, size)).await?.into_inner();
@@ -85,8 +85,7 @@ pub(crate) async fn downloads<T: Transport>(
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..streams {
-        let mut client = client.clone();
-        tasks.spawn(async move { download(&mut client, each, size).await });
+        tasks.spawn(download(client.clone(), each, size));
     }
     while let Some(done) = tasks.join_next().await {
         done??;
@@ -103,11 +102,11 @@ pub(crate) async fn beside<T: Transport>(
     size: usize,
 ) -> Result<(Calls, f64), Failure> {
     let started = Instant::now();
-    let mut bulk = client.clone();
+    let bulk = client.clone();
     let bulk = tokio::spawn(async move {
         let mut streams = 0;
         while started.elapsed() < duration {
-            download(&mut bulk, bytes, size).await?;
+            download(bulk.clone(), bytes, size).await?;
             streams += 1;
         }
         let got = (bytes / size as u64 * size as u64 * streams) as f64;
