@@ -62,7 +62,7 @@ async fn agents_are_a_table_for_people_and_json_for_programs() {
 
     rig.agent.shutdown(Duration::ZERO).await;
     let (code, text, _) = run(&url, &[]).await;
-    assert_eq!((code, &*text), (0, "no agent is connected\n"));
+    assert_eq!((code, &*text), (0, "no agent is connected that you may see\n"));
     let (code, text, _) = run(&url, &["-o", "json"]).await;
     assert_eq!((code, &*text), (0, "[]\n"));
     drop(gateway);

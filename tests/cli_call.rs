@@ -602,6 +602,46 @@ async fn a_token_is_read_from_a_file_or_the_environment() {
     assert_eq!(run(&with_file).await.text(), "{}\n");
 }
 
+/// A policy hides agents from the list, and an application has statuses of its own: neither is the lack of an agent.
+#[tokio::test]
+async fn an_agent_is_missing_only_if_the_gateway_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = Keys::new();
+    let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let agent = keys.agent().connect(hub.local_addr().to_string()).await.unwrap();
+    let server = tokio::spawn(kinds::serve(agent.incoming()));
+    soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    let policy = dir.path().join("policy.toml");
+    let token = "0123456789abcdefghijklmnopqrstuvwxyz";
+    let all = policy_for(token);
+    let methods = "methods = [\"/dialback.kinds.v1.KindsService/*\", \"/grpc.health.v1.Health/*\"]";
+    let few = all.replace("methods = [\"*\"]", methods);
+    assert_ne!(all, few);
+    std::fs::write(&policy, few).unwrap();
+    std::fs::set_permissions(&policy, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let policy = PolicyFile::open(&policy).unwrap();
+    let gateway = Gateway::builder(&hub).policy(policy).bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", gateway.local_addr());
+    let ask = async |arguments: &[&str]| {
+        let mut command = dialback(arguments);
+        command.env("DIALBACK_GATEWAY", &url).env("DIALBACK_TOKEN", token);
+        finish(command, "").await
+    };
+    let with_files = [&["call", "--agent", AGENT], &FILES[..], &[UNARY]].concat();
+    assert_eq!(ask(&with_files).await.text(), "{}\n");
+    let of_the_application = ask(&["health", "--agent", AGENT, "a.B"]).await;
+    assert!(!of_the_application.err.contains("gateway"), "{of_the_application:?}");
+    of_the_application.fails(69, &["Code: NotFound"]);
+    let refused = ask(&["call", "--agent", AGENT, UNARY]).await;
+    assert!(!refused.err.contains("no agent"), "{refused:?}");
+    refused
+        .fails(1, &["PermissionDenied", "-proto FILE or -protoset FILE", "its policy has to allow /grpc.reflection"]);
+    let missing = [&["call", "--agent", "laptop-2"], &FILES[..], &[UNARY]].concat();
+    ask(&missing).await.fails(69, &["has no agent laptop-2: no agent is connected that you may see"]);
+    assert_eq!(ask(&["agents"]).await.text(), "no agent is connected that you may see\n");
+    server.abort();
+}
+
 fn policy_for(token: &str) -> String {
     let hash: String = sha2::Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect();
     format!(

@@ -205,7 +205,7 @@ fn shown(agents: &[Agent], form: Form) -> String {
             let agents: Vec<_> = agents.iter().map(as_json).collect();
             on_terminal(&format!("{:#}\n", Value::from(agents)))
         }
-        Form::Table if agents.is_empty() => "no agent is connected\n".into(),
+        Form::Table if agents.is_empty() => "no agent is connected that you may see\n".into(),
         Form::Table => table(agents, SystemTime::now()),
     }
 }
