@@ -72,7 +72,7 @@ impl Session {
     }
 
     /// Waits for what a command does with the session, and closes it. Ctrl-C gives up: what is under way is reset.
-    pub(super) async fn during(self, work: impl AsyncFnOnce(&Self) -> Result<(), Failure>) -> Result<(), Failure> {
+    pub(super) async fn during<T>(self, work: impl AsyncFnOnce(&Self) -> Result<T, Failure>) -> Result<T, Failure> {
         let result = or_interrupted(work(&self)).await;
         self.connection.close().await;
         result
