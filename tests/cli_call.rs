@@ -495,6 +495,18 @@ async fn tls_is_spoken_and_checked() {
     run(&["call", &plain, UNARY]).await.fails(1, &[&format!("{plain} speaks no TLS: pass -plaintext")]);
     let url = format!("http://{address}");
     run(&["call", &url, UNARY]).await.fails(1, &["speaks TLS", "https://"]);
+    let url = format!("https://{plain}");
+    run(&["call", &url, UNARY]).await.fails(1, &["speaks no TLS: write http:// for https://"]);
+
+    // As `openssl req -x509` makes it, if nothing else is said.
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".into()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(&files.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    let address = server.also_with_tls(server_config(&files, false)).await.to_string();
+    let own = run(&["call", "-cacert", certificate, &address, UNARY]).await;
+    own.fails(1, &["an authority's certificate as its own", "-addext basicConstraints=critical,CA:FALSE"]);
 }
 
 #[tokio::test]

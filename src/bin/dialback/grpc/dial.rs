@@ -103,9 +103,10 @@ fn with_tls(target: &Target, server: &ServerArgs) -> Result<bool, Failure> {
         return Err(Failure::usage("-alts is not there: use TLS, or -plaintext inside a trusted network"));
     }
     match target.tls {
-        Some(true) if server.plaintext => {
-            Err(Failure::usage(format!("{} says TLS, and -plaintext says none: leave out one", target.text)))
-        }
+        Some(true) if server.plaintext => Err(Failure::usage(format!(
+            "{} says TLS, and -plaintext says none: leave out one, or write http://",
+            target.text
+        ))),
         Some(false) if server.insecure || server.cacert.is_some() || server.cert.is_some() => Err(Failure::usage(
             format!("{} is without TLS: write https:// for -insecure, -cacert and -cert", target.text),
         )),
@@ -175,7 +176,8 @@ async fn shake_hands(target: &Target, server: &ServerArgs, name: &str) -> Result
         Err(error) => {
             let is_tls = matches!(rustls_error(&error), Some(error) if proves_tls(error));
             if !is_tls && probe_plaintext(target).await {
-                return Err(Failure::new(format!("{} speaks no TLS: pass -plaintext", target.text)));
+                let remedy = if target.tls.is_some() { "write http:// for https://" } else { "pass -plaintext" };
+                return Err(Failure::new(format!("{} speaks no TLS: {remedy}", target.text)));
             }
             let text = format!("no TLS with {}", target.text);
             Err(tls_failure(target, &error).unwrap_or_else(|| Failure::because(text, &error)))
@@ -195,7 +197,7 @@ fn proves_tls(error: &rustls::Error) -> bool {
 fn tls_failure(target: &Target, error: &io::Error) -> Option<Failure> {
     let error = rustls_error(error)?;
     let advice = tls::advice(error)?;
-    Some(Failure::new(format!("no TLS with {}: {error}: {advice}", target.text)))
+    Some(Failure::new(format!("no TLS with {}: {}: {advice}", target.text, tls::words(error))))
 }
 
 fn speaks_tls(target: &Target) -> Failure {
