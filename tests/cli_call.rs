@@ -260,6 +260,26 @@ async fn names_that_do_not_exist_are_answered_with_the_nearest() {
     assert!(describe(UNARY).await.text().starts_with("dialback.kinds.v1.KindsService.Unary is a method:\n"));
     let flag = run(&["call", "-plaintext", "-frmat", "yaml", &address, UNARY]).await;
     flag.fails(64, &["'--frmat'", "similar", "'--format'"]);
+    let flag = run(&["call", "-plaintext", "-max_time", "1", &address, UNARY]).await;
+    flag.fails(64, &["'--max_time'", "similar", "'--max-time'"]);
+    run(&["-plaintext", &address, "list"]).await.fails(64, &["'--plaintext'"]);
+}
+
+/// As Go's flags are: the last one counts, and 0 is no limit.
+#[tokio::test]
+async fn flags_are_read_as_grpcurl_reads_them() {
+    let (_server, address) = start().await;
+    let twice =
+        ["-plaintext", "-plaintext", "-d", "{", "-d", "{\"fInt32\": 1}", "-max-time", "0.001", "-max-time", "0"];
+    let none = ["-max-msg-sz", "0", "-connect-timeout", "0", "-keepalive-time", "0", "-H", "", "-use-reflection=1"];
+    let call = run(&[&["call"], &twice[..], &none, &[&address, UNARY]].concat()).await;
+    assert_eq!(call.text(), "{\n  \"fInt32\": 1\n}\n");
+    let files = [&["list", "-plaintext", "-use-reflection=0"], &FILES[..], &[&address]].concat();
+    assert!(!run(&files).await.text().contains("grpc.reflection"));
+    let several = ["call", "-plaintext", "-v", "-v", "-H", "x-a: 1", "-H", "x-b: 2", &address, UNARY];
+    let answer = run(&several).await;
+    assert!(answer.err.contains("x-a: 1\nx-b: 2\n") && answer.err.contains("Times: "), "{answer:?}");
+    run(&["call", "-plaintext", "-insecure=no", &address, UNARY]).await.fails(64, &["'no'", "--insecure"]);
 }
 
 #[tokio::test]
@@ -373,7 +393,7 @@ async fn time_is_limited() {
     let address = silent.local_addr().unwrap().to_string();
     let answer = run(&["list", "-plaintext", "-connect-timeout", "0.3", &address]).await;
     answer.fails(1, &[&address, "does not answer within 300ms"]);
-    run(&["list", "-max-time", "-1", "-plaintext", &address]).await.fails(64, &["greater than 0"]);
+    run(&["list", "-max-time", "-1", "-plaintext", &address]).await.fails(64, &["not negative"]);
 }
 
 #[tokio::test]

@@ -25,13 +25,16 @@ const GATEWAY: &str = "http://127.0.0.1:8080";
 
 /// Arguments of `agents`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_override_self = true,
+    after_help = "\
 Examples:
   dialback agents
   dialback agents --watch --gateway https://hub.example.com
   dialback agents -o json | jq -r '.[].id'
 
-The gateway is http://127.0.0.1:8080, if neither --gateway nor DIALBACK_GATEWAY says another.")]
+The gateway is http://127.0.0.1:8080, if neither --gateway nor DIALBACK_GATEWAY says another."
+)]
 pub(crate) struct AgentsArgs {
     /// Goes on: a table is kept up to date on a terminal; elsewhere each change is a line
     #[arg(long, short)]

@@ -78,7 +78,7 @@ async fn connect(target: &Target, server: &ServerArgs) -> Result<Connection, Fai
     let user_agent = server.user_agent.as_ref().map_or(ours.to_owned(), |theirs| format!("{theirs} {ours}"));
     endpoint = endpoint.user_agent(user_agent).map_err(|_| Failure::usage("-user-agent is no header's value"))?;
     endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(3 << 20);
-    if let Some(time) = server.keepalive_time {
+    if let Some(time) = server.keepalive_time.filter(|time| !time.is_zero()) {
         endpoint = endpoint.http2_keep_alive_interval(time).keep_alive_timeout(time).keep_alive_while_idle(true);
     }
     let failed = |error: &dyn std::error::Error| Failure::because(format!("cannot connect to {}", target.text), error);

@@ -29,7 +29,7 @@ pub(super) struct Deadline {
 
 impl Deadline {
     fn of(server: &ServerArgs) -> Option<Self> {
-        server.max_time.map(|limit| Self { limit, at: Instant::now() + limit })
+        server.max_time.filter(|limit| !limit.is_zero()).map(|limit| Self { limit, at: Instant::now() + limit })
     }
 
     /// What the server is told. A little more than what is left: tonic has a clock of its own for it, which must not be
