@@ -125,7 +125,11 @@ impl Encoder {
             }
             Format::Xml => xml::write(message, self.emit_defaults)?,
             Format::Text => {
-                let text = text::write(message, self.emit_defaults)?;
+                let mut text = text::write(message, self.emit_defaults)?;
+                // What has no field is a line, too.
+                if text.is_empty() {
+                    text.push('\n');
+                }
                 if self.first { text } else { format!("\u{1e}{text}") }
             }
             Format::Binary => return Ok(binary::encode(message)),

@@ -54,7 +54,11 @@ async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) 
             }
             Err(why) => return Err(Failure::new(format!("{name} cannot be described: {why}"))),
         };
-        let full_name = proto::full_name(&symbol);
+        let full_name = match &symbol {
+            // Both its own and that below its enum are in use.
+            Symbol::EnumValue(_) => name.trim_start_matches('.').to_owned(),
+            symbol => proto::full_name(symbol),
+        };
         let (symbol, kind) = named(symbol);
         let text = output::on_stdout(&format!("{full_name} is {kind}:\n{}\n", proto::source(&symbol)));
         output::show(text).await?;
