@@ -9,6 +9,8 @@
 //! | `text` | the record separator 0x1E between them, as with grpcurl | protobuf's text format |
 //! | `binary` | the length of each before it, as a varint | [`binary`] |
 //!
+//! JSON is protojson's, and strict: some of what grpcurl's own reader takes beyond it is refused, with the place.
+//!
 //! A message may be 64 MiB and nest 100 deep. All else that is wrong with one is in [`FormatError`].
 
 mod any;
