@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::rig::{AGENT, Rig, soon};
-use dialback::gateway::Gateway;
+use dialback::gateway::{Gateway, PolicyFile};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -62,7 +62,7 @@ async fn agents_are_a_table_for_people_and_json_for_programs() {
 
     rig.agent.shutdown(Duration::ZERO).await;
     let (code, text, _) = run(&url, &[]).await;
-    assert_eq!((code, &*text), (0, "no agent is connected\n"));
+    assert_eq!((code, &*text), (0, "no agent is connected that you may see\n"));
     let (code, text, _) = run(&url, &["-o", "json"]).await;
     assert_eq!((code, &*text), (0, "[]\n"));
     drop(gateway);
@@ -103,10 +103,18 @@ async fn watch_tells_who_comes_and_goes() {
     for json in [false, true] {
         let (rig, gateway, url) = start().await;
         let form: &[&str] = if json { &["--watch", "-o", "json"] } else { &["--watch"] };
-        let mut child = agents(&url, form).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = agents(&url, form).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut line = async || soon("a line", lines.next_line()).await.unwrap().expect("a line");
         let first = line().await;
+        // Its hub is started anew.
+        let address = gateway.local_addr();
+        soon("the gateway's end", gateway.shutdown(Duration::ZERO)).await;
+        let lost = soon("a line", said.next_line()).await.unwrap().expect("a line");
+        assert!(lost.starts_with(&format!("dialback: {url}: ")) && lost.ends_with(": trying again"), "{lost}");
+        let gateway = Gateway::builder(&rig.hub).bind(address).await.unwrap();
+        let again = line().await;
         rig.agent.shutdown(Duration::ZERO).await;
         // It may be told of once more while it drains.
         let last = loop {
@@ -116,17 +124,22 @@ async fn watch_tells_who_comes_and_goes() {
             }
         };
         if json {
-            let (first, last): (Value, Value) =
-                (serde_json::from_str(&first).unwrap(), serde_json::from_str(&last).unwrap());
+            let [first, again, last] = [first, again, last].map(|line| serde_json::from_str::<Value>(&line).unwrap());
             assert_eq!((&first["event"], &first["agent"]["id"]), (&"connected".into(), &AGENT.into()));
+            assert_eq!((&again["event"], &again["agent"]["id"]), (&"changed".into(), &AGENT.into()));
             assert_eq!((&last["event"], &last["id"]), (&"gone".into(), &AGENT.into()));
         } else {
             assert!(first.starts_with("laptop-1 connected: 1 tunnel, TCP from 127.0.0.1:"), "{first}");
+            assert!(again.starts_with("laptop-1 changed: 1 tunnel, TCP from 127.0.0.1:"), "{again}");
             assert!(last.starts_with("laptop-1 is gone: "), "{last}");
         }
+        // Waiting does not help a caller who is refused.
         soon("the gateway's end", gateway.shutdown(Duration::ZERO)).await;
+        let policy = tempfile::NamedTempFile::new().unwrap(); // which knows nobody
+        let policy = PolicyFile::open(policy.path()).unwrap();
+        let _gateway = Gateway::builder(&rig.hub).policy(policy).bind(address).await.unwrap();
         let status = soon("the end", child.wait()).await.unwrap();
-        assert_eq!(status.code(), Some(64 + 14), "UNAVAILABLE");
+        assert_eq!(status.code(), Some(64 + 16), "UNAUTHENTICATED");
     }
 }
 

@@ -260,6 +260,26 @@ async fn names_that_do_not_exist_are_answered_with_the_nearest() {
     assert!(describe(UNARY).await.text().starts_with("dialback.kinds.v1.KindsService.Unary is a method:\n"));
     let flag = run(&["call", "-plaintext", "-frmat", "yaml", &address, UNARY]).await;
     flag.fails(64, &["'--frmat'", "similar", "'--format'"]);
+    let flag = run(&["call", "-plaintext", "-max_time", "1", &address, UNARY]).await;
+    flag.fails(64, &["'--max_time'", "similar", "'--max-time'"]);
+    run(&["-plaintext", &address, "list"]).await.fails(64, &["'--plaintext'"]);
+}
+
+/// As Go's flags are: the last one counts, and 0 is no limit.
+#[tokio::test]
+async fn flags_are_read_as_grpcurl_reads_them() {
+    let (_server, address) = start().await;
+    let twice =
+        ["-plaintext", "-plaintext", "-d", "{", "-d", "{\"fInt32\": 1}", "-max-time", "0.001", "-max-time", "0"];
+    let none = ["-max-msg-sz", "0", "-connect-timeout", "0", "-keepalive-time", "0", "-H", "", "-use-reflection=1"];
+    let call = run(&[&["call"], &twice[..], &none, &[&address, UNARY]].concat()).await;
+    assert_eq!(call.text(), "{\n  \"fInt32\": 1\n}\n");
+    let files = [&["list", "-plaintext", "-use-reflection=0"], &FILES[..], &[&address]].concat();
+    assert!(!run(&files).await.text().contains("grpc.reflection"));
+    let several = ["call", "-plaintext", "-v", "-v", "-H", "x-a: 1", "-H", "x-b: 2", &address, UNARY];
+    let answer = run(&several).await;
+    assert!(answer.err.contains("x-a: 1\nx-b: 2\n") && answer.err.contains("Times: "), "{answer:?}");
+    run(&["call", "-plaintext", "-insecure=no", &address, UNARY]).await.fails(64, &["'no'", "--insecure"]);
 }
 
 #[tokio::test]
@@ -373,7 +393,7 @@ async fn time_is_limited() {
     let address = silent.local_addr().unwrap().to_string();
     let answer = run(&["list", "-plaintext", "-connect-timeout", "0.3", &address]).await;
     answer.fails(1, &[&address, "does not answer within 300ms"]);
-    run(&["list", "-max-time", "-1", "-plaintext", &address]).await.fails(64, &["greater than 0"]);
+    run(&["list", "-max-time", "-1", "-plaintext", &address]).await.fails(64, &["not negative"]);
 }
 
 #[tokio::test]
@@ -495,6 +515,18 @@ async fn tls_is_spoken_and_checked() {
     run(&["call", &plain, UNARY]).await.fails(1, &[&format!("{plain} speaks no TLS: pass -plaintext")]);
     let url = format!("http://{address}");
     run(&["call", &url, UNARY]).await.fails(1, &["speaks TLS", "https://"]);
+    let url = format!("https://{plain}");
+    run(&["call", &url, UNARY]).await.fails(1, &["speaks no TLS: write http:// for https://"]);
+
+    // As `openssl req -x509` makes it, if nothing else is said.
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".into()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(&files.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    let address = server.also_with_tls(server_config(&files, false)).await.to_string();
+    let own = run(&["call", "-cacert", certificate, &address, UNARY]).await;
+    own.fails(1, &["an authority's certificate as its own", "-addext basicConstraints=critical,CA:FALSE"]);
 }
 
 #[tokio::test]
@@ -600,6 +632,46 @@ async fn a_token_is_read_from_a_file_or_the_environment() {
     std::fs::write(&file, format!("{token}\n")).unwrap();
     let with_file = [&list[..], &["--token-file", file.to_str().unwrap()]].concat();
     assert_eq!(run(&with_file).await.text(), "{}\n");
+}
+
+/// A policy hides agents from the list, and an application has statuses of its own: neither is the lack of an agent.
+#[tokio::test]
+async fn an_agent_is_missing_only_if_the_gateway_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = Keys::new();
+    let hub = keys.hub().bind("127.0.0.1:0").await.unwrap();
+    let agent = keys.agent().connect(hub.local_addr().to_string()).await.unwrap();
+    let server = tokio::spawn(kinds::serve(agent.incoming()));
+    soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    let policy = dir.path().join("policy.toml");
+    let token = "0123456789abcdefghijklmnopqrstuvwxyz";
+    let all = policy_for(token);
+    let methods = "methods = [\"/dialback.kinds.v1.KindsService/*\", \"/grpc.health.v1.Health/*\"]";
+    let few = all.replace("methods = [\"*\"]", methods);
+    assert_ne!(all, few);
+    std::fs::write(&policy, few).unwrap();
+    std::fs::set_permissions(&policy, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let policy = PolicyFile::open(&policy).unwrap();
+    let gateway = Gateway::builder(&hub).policy(policy).bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", gateway.local_addr());
+    let ask = async |arguments: &[&str]| {
+        let mut command = dialback(arguments);
+        command.env("DIALBACK_GATEWAY", &url).env("DIALBACK_TOKEN", token);
+        finish(command, "").await
+    };
+    let with_files = [&["call", "--agent", AGENT], &FILES[..], &[UNARY]].concat();
+    assert_eq!(ask(&with_files).await.text(), "{}\n");
+    let of_the_application = ask(&["health", "--agent", AGENT, "a.B"]).await;
+    assert!(!of_the_application.err.contains("gateway"), "{of_the_application:?}");
+    of_the_application.fails(69, &["Code: NotFound"]);
+    let refused = ask(&["call", "--agent", AGENT, UNARY]).await;
+    assert!(!refused.err.contains("no agent"), "{refused:?}");
+    refused
+        .fails(1, &["PermissionDenied", "-proto FILE or -protoset FILE", "its policy has to allow /grpc.reflection"]);
+    let missing = [&["call", "--agent", "laptop-2"], &FILES[..], &[UNARY]].concat();
+    ask(&missing).await.fails(69, &["has no agent laptop-2: no agent is connected that you may see"]);
+    assert_eq!(ask(&["agents"]).await.text(), "no agent is connected that you may see\n");
+    server.abort();
 }
 
 fn policy_for(token: &str) -> String {

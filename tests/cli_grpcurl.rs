@@ -134,6 +134,10 @@ async fn every_kind_of_call_is_made_the_same() {
             assert_eq!((ours.out, ours.code), (theirs.out, theirs.code));
         }
     }
+    // What is empty is a line in text format.
+    for method in ["Unary", "ServerStream"] {
+        pair.same(&["-format", "text"], &format!("dialback.kinds.v1.KindsService/{method}"), "").await;
+    }
     for method in ["Unary", "ServerStream"] {
         let method = format!("dialback.kinds.v1.KindsService.{method}");
         for data in [r#"{"fInt32": 1}"#, "", data, "{", r#"{"none": 1}"#, r#"{"fInt32": "x"}"#] {
@@ -175,8 +179,9 @@ async fn failures_are_the_same() {
 #[tokio::test]
 async fn symbols_are_listed_and_described_the_same() {
     let Some(pair) = Pair::start().await else { return };
-    let symbols: [&[&str]; 18] = [
+    let symbols: [&[&str]; 20] = [
         &[],
+        &[""],
         &["dialback.kinds.v1.KindsService"],
         &["dialback.kinds.v1.Probe"],
         &["dialback.kinds.v1.Probe.Mute"],
@@ -189,6 +194,7 @@ async fn symbols_are_listed_and_described_the_same() {
         &["dialback.kinds.v1.Kinds.choice"],
         &["dialback.kinds.v1.Color"],
         &["dialback.kinds.v1.RED"],
+        &["dialback.kinds.v1.Color.RED"],
         &["dialback.kinds.v1.Unlisted"],
         &["dialback.kinds.legacy.Legacy"],
         &["dialback.kinds.legacy.Legacy.Inner"],
@@ -199,7 +205,8 @@ async fn symbols_are_listed_and_described_the_same() {
         let (ours, theirs) = pair.run("describe", &[], symbol, "").await;
         assert_eq!((&ours.out, ours.code), (&theirs.out, theirs.code), "{symbol:?}\n{}\n{}", ours.err, theirs.err);
     }
-    let services: [&[&str]; 4] = [&[], &["dialback.kinds.v1.KindsService"], &["a.B"], &["grpc.health.v1.Health"]];
+    let services: [&[&str]; 5] =
+        [&[], &[""], &["dialback.kinds.v1.KindsService"], &["a.B"], &["grpc.health.v1.Health"]];
     for service in services {
         let (ours, theirs) = pair.run("list", &[], service, "").await;
         assert_eq!((&ours.out, ours.code), (&theirs.out, theirs.code), "{service:?}\n{}\n{}", ours.err, theirs.err);

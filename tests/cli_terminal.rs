@@ -6,11 +6,13 @@ mod common;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::child::Keys;
 use common::command::dialback;
-use common::kinds::{Kinds, Reflects};
-use common::rig::soon;
+use common::kinds::{self, Kinds, Reflects};
+use common::rig::{AGENT, soon};
+use dialback::gateway::Gateway;
 use nix::pty::openpty;
 use nix::sys::termios::{FlowArg, tcflow};
 use tokio::io::AsyncReadExt as _;
@@ -145,6 +147,39 @@ async fn a_long_request_shows_how_far_it_is() {
     let mut child = command.spawn().expect("start");
     person.sees(" messages, 0 B, ").await;
     interrupt(&mut child).await;
+}
+
+/// However often agents come and go, a table stays long enough to be read.
+#[tokio::test]
+async fn agents_are_a_table_that_is_kept() {
+    let keys = Keys::new();
+    let hub = keys.hub().bind("127.0.0.1:0").await.expect("a hub");
+    let gateway = Gateway::builder(&hub).bind("127.0.0.1:0").await.expect("a gateway");
+    let url = format!("http://{}", gateway.local_addr());
+    let (mut person, terminal) = terminal();
+    let copy = || Stdio::from(terminal.try_clone().expect("a copy"));
+    let mut command = dialback(&["agents", "--watch", "--gateway", &url]);
+    command.stdin(Stdio::null()).stdout(copy()).stderr(copy()).kill_on_drop(true);
+    let begun = Instant::now();
+    let mut child = command.spawn().expect("start");
+    drop((command, terminal));
+    person.sees("no agent is connected that you may see").await;
+    for last in [false, false, false, false, false, false, false, true] {
+        let agent = keys.agent().connect(hub.local_addr().to_string()).await.expect("an agent");
+        let server = tokio::spawn(kinds::serve(agent.incoming()));
+        soon("the agent", hub.wait_for(AGENT)).await.expect("an agent");
+        if last {
+            person.sees(&format!("{AGENT} ")).await;
+            person.sees(" ms\r\n").await;
+        }
+        agent.shutdown(Duration::ZERO).await;
+        server.abort();
+    }
+    person.sees("no agent is connected that you may see").await;
+    interrupt(&mut child).await;
+    person.rest().await;
+    let tables = person.all.matches("\x1b[2J").count() as u64;
+    assert!((3..=begun.elapsed().as_secs() + 1).contains(&tables), "{tables} in {:?}", begun.elapsed());
 }
 
 #[tokio::test]

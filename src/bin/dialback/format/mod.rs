@@ -9,6 +9,8 @@
 //! | `text` | the record separator 0x1E between them, as with grpcurl | protobuf's text format |
 //! | `binary` | the length of each before it, as a varint | [`binary`] |
 //!
+//! JSON is protojson's, and strict: some of what grpcurl's own reader takes beyond it is refused, with the place.
+//!
 //! A message may be 64 MiB and nest 100 deep. All else that is wrong with one is in [`FormatError`].
 
 mod any;
@@ -125,7 +127,11 @@ impl Encoder {
             }
             Format::Xml => xml::write(message, self.emit_defaults)?,
             Format::Text => {
-                let text = text::write(message, self.emit_defaults)?;
+                let mut text = text::write(message, self.emit_defaults)?;
+                // What has no field is a line, too.
+                if text.is_empty() {
+                    text.push('\n');
+                }
                 if self.first { text } else { format!("\u{1e}{text}") }
             }
             Format::Binary => return Ok(binary::encode(message)),

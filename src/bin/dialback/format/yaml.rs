@@ -115,14 +115,47 @@ fn parse_here(text: &str, base: Place) -> Result<Node, FormatError> {
         Ok(tree) => Ok(node(tree, text)),
         Err(error) => {
             let location = error.location().unwrap_or(Location::UNKNOWN);
-            let what = error.to_string();
+            let what = words(&error);
+            Err(FormatError::Syntax { place: place(base, position(location)), what })
+        }
+    }
+}
+
+/// What is wrong, for somebody who wrote the document and no program.
+fn words(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::{Error, budget::BudgetBreach};
+    let words = match error {
+        Error::AliasError { error, .. } => return words(error),
+        Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => return format!("nested deeper than {MAX_DEPTH}"),
+        Error::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
+            return format!("too large: a message has at most {MAX_VALUES} values");
+        }
+        Error::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => {
+            return format!("too large: the limit is {} MiB", MAX_MESSAGE >> 20);
+        }
+        Error::Budget { breach: BudgetBreach::MergeKeys { .. }, .. } => "too many merge keys (<<)",
+        Error::Budget { .. } => "too many anchors or aliases (& and *)",
+        Error::AliasReplayCounterOverflow { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => "too large: the aliases (*) repeat too much",
+        Error::RecursiveReferencesRequireWeakTypes { .. } => "an anchor (&) that refers to itself",
+        // Only names are read as strings.
+        Error::NullIntoString { .. } => "a name that is null: if it is one, put it into quotes",
+        Error::Unexpected { expected: "string scalar", .. } => "a name that is a list or an object",
+        other => {
+            let what = other.to_string();
+            if what.contains("recursion limit exceeded") {
+                return format!("nested deeper than {MAX_DEPTH}");
+            }
             // It says the place itself, as seen from the beginning of this document.
             let what = what.split(" at line ").next().unwrap_or_default();
             // Nor is there a program to be changed by who gave the input.
-            let what = what.trim_start_matches("error: ").split(", set DuplicateKeyPolicy").next().unwrap_or_default();
-            Err(FormatError::Syntax { place: place(base, position(location)), what: what.trim().to_owned() })
+            let what = what.trim_start_matches("error: ").split(", set DuplicateKeyPolicy").next();
+            return what.unwrap_or_default().trim().to_owned();
         }
-    }
+    };
+    words.to_owned()
 }
 
 pub(super) fn place(base: Place, at: u64) -> Place {

@@ -7,6 +7,12 @@ use clap::Args;
 
 use crate::format::Format;
 
+/// What `--max-msg-sz` is if it is not given, or 0; in bytes, and as grpcurl has it.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// The same for `--connect-timeout`, in seconds.
+const CONNECT_TIMEOUT: &str = "10";
+
 /// Examples, and what every command here has in common.
 macro_rules! notes {
     ($examples:literal) => {
@@ -31,6 +37,7 @@ Exit codes:
 /// Arguments of `call`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     override_usage = "dialback call [OPTIONS] [ADDRESS] METHOD",
     after_help = notes!(
         "  dialback call -plaintext -d '{\"name\": \"ann\"}' localhost:50051 greeter.v1.Greeter/SayHello
@@ -80,7 +87,7 @@ pub(crate) struct CallArgs {
     #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Output")]
     pub(super) verbose: u8,
     /// Longest response message, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, help_heading = "Output")]
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_MESSAGE, value_parser = size, help_heading = "Output")]
     pub(super) max_msg_sz: usize,
 
     #[command(flatten)]
@@ -94,6 +101,7 @@ pub(crate) struct CallArgs {
 /// Arguments of `list`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     override_usage = "dialback list [OPTIONS] [ADDRESS] [SERVICE]",
     after_help = notes!(
         "  dialback list -plaintext localhost:50051
@@ -121,6 +129,7 @@ pub(crate) struct ListArgs {
 /// Arguments of `describe`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     override_usage = "dialback describe [OPTIONS] [ADDRESS] [SYMBOL]",
     after_help = notes!(
         "  dialback describe -plaintext localhost:50051
@@ -155,6 +164,7 @@ pub(crate) struct DescribeArgs {
 /// Arguments of `health`.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     override_usage = "dialback health [OPTIONS] [ADDRESS] [SERVICE]",
     after_help = notes!(
         "  dialback health -plaintext localhost:50051
@@ -194,7 +204,7 @@ pub(super) struct SchemaArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) protoset: Vec<PathBuf>,
     /// Whether to ask the server's reflection: by default if no files are given; with files, before them
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub(super) use_reflection: Option<bool>,
 }
 
@@ -264,7 +274,7 @@ pub(super) struct ServerArgs {
     #[arg(long)]
     pub(super) unix: bool,
     /// Longest wait for the connection, in seconds
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    #[arg(long, value_name = "SECONDS", value_parser = patience, default_value = CONNECT_TIMEOUT)]
     pub(super) connect_timeout: Duration,
     /// Longest time that everything may take, in seconds; the server is told
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -280,11 +290,34 @@ pub(super) struct ServerArgs {
     pub(super) alts: bool,
 }
 
+/// 0 is as if the flag was not there.
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "give a number of seconds, as 10 or 0.5".to_owned())?;
-    match Duration::try_from_secs_f64(seconds) {
-        // What is longer than a timer can be is as good as no end.
-        Ok(time) if time > Duration::ZERO => Ok(time.min(Duration::from_secs(10 * 365 * 86_400))),
-        _ => Err("give a number of seconds greater than 0".into()),
-    }
+    // What is longer than a timer can be is as good as no end.
+    let time = Duration::try_from_secs_f64(seconds).map(|time| time.min(Duration::from_secs(10 * 365 * 86_400)));
+    time.map_err(|_| "give a number of seconds that is not negative".into())
+}
+
+/// 0 is the default.
+fn patience(text: &str) -> Result<Duration, String> {
+    seconds(text).and_then(|time| if time.is_zero() { seconds(CONNECT_TIMEOUT) } else { Ok(time) })
+}
+
+/// The same.
+fn size(text: &str) -> Result<usize, String> {
+    let size: usize = text.parse().map_err(|_| "give a number of bytes".to_owned())?;
+    Ok(if size == 0 { MAX_MESSAGE } else { size })
+}
+
+/// As Go reads it.
+fn boolean(text: &str) -> Result<bool, String> {
+    if is_true(text) || is_false(text) { Ok(is_true(text)) } else { Err("give true or false".into()) }
+}
+
+pub(super) fn is_true(text: &str) -> bool {
+    ["1", "t", "T", "true", "TRUE", "True"].contains(&text)
+}
+
+pub(super) fn is_false(text: &str) -> bool {
+    ["0", "f", "F", "false", "FALSE", "False"].contains(&text)
 }

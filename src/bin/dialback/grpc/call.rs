@@ -17,13 +17,14 @@ use tonic::{Code, Request, Status};
 
 use super::args::CallArgs;
 use super::codec::Encoded;
+use super::fleet::{self, Failed};
 use super::input::{self, Requests, Source};
 use super::metadata::lines;
 use super::output::{self, Output, encoder, printable, say};
 use super::progress::Progress;
 use super::schema::{Schema, Symbol, Unknown, may_hold_any, nearest, perhaps};
 use super::session::{Deadline, Session, in_time, no_server, or_interrupted, schema_of_files};
-use super::{fleet, print as proto, status, target};
+use super::{print as proto, status, target};
 use crate::failure::Failure;
 use crate::format::Format;
 
@@ -96,7 +97,7 @@ impl Call<'_> {
             Ok(method) => method,
             Err(failure) => {
                 // Whoever is not there cannot be asked for a schema, either.
-                fleet::tell(self.session, args.metadata.agent.as_deref(), None).await;
+                fleet::tell(self.session, args.metadata.agent.as_deref(), Failed::Schema(&failure)).await;
                 return Err(failure);
             }
         };
@@ -289,7 +290,7 @@ impl Call<'_> {
             Some(bytes) => say(bytes).await,
             None => say(status::text(status, schema, self.args.format).await).await,
         }
-        fleet::tell(self.session, self.args.metadata.agent.as_deref(), Some(status.code())).await;
+        fleet::tell(self.session, self.args.metadata.agent.as_deref(), Failed::Call(status)).await;
         Err(Failure::call(status.code()))
     }
 

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, Command};
 
+use super::args::{is_false, is_true};
+
 /// The commands whose flags may have one dash.
 const COMMANDS: [&str; 5] = ["agents", "call", "list", "describe", "health"];
 
@@ -14,6 +16,9 @@ pub(crate) fn double_dashes(cli: &Command, arguments: impl IntoIterator<Item = O
     let mut done: Vec<OsString> = arguments.by_ref().take(2).collect();
     let name = done.get(1).and_then(|name| name.to_str()).unwrap_or_default();
     let Some(command) = cli.find_subcommand(name).filter(|_| COMMANDS.contains(&name)) else {
+        if let Some(first) = done.get_mut(1).filter(|first| is_misspelt(first)) {
+            *first = joined("-", first);
+        }
         done.extend(arguments);
         return done;
     };
@@ -28,11 +33,12 @@ pub(crate) fn double_dashes(cli: &Command, arguments: impl IntoIterator<Item = O
         };
         let name = spelling(flag);
         match given {
-            Some(value) if !flag.get_action().takes_values() => {
-                if !is_false(&value) {
-                    done.push(name.into());
-                }
-            }
+            Some(value) if !flag.get_action().takes_values() => match value.to_str() {
+                Some(value) if is_true(value) => done.push(name.into()),
+                Some(value) if is_false(value) => {}
+                // Which clap refuses.
+                _ => done.push(joined(&format!("{name}="), &value)),
+            },
             Some(value) => done.push(joined(&format!("{name}="), &value)),
             None if !flag.get_action().takes_values() || flag.is_require_equals_set() => done.push(name.into()),
             None => match arguments.next() {
@@ -75,8 +81,8 @@ fn is_misspelt(argument: &OsStr) -> bool {
     let word = argument.to_str().and_then(|text| text.strip_prefix('-')).unwrap_or_default();
     let word = word.split_once('=').map_or(word, |(word, _)| word);
     word.len() > 2
-        && word.starts_with(|c: char| c.is_ascii_lowercase())
-        && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+        && word.bytes().take(2).all(|byte| byte.is_ascii_alphabetic())
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         && word.bytes().any(|byte| byte != b'v')
 }
 
@@ -84,11 +90,6 @@ fn joined(before: &str, value: &OsStr) -> OsString {
     let mut joined = OsString::from(before);
     joined.push(value);
     joined
-}
-
-/// What Go's flags read as false.
-fn is_false(value: &OsStr) -> bool {
-    ["0", "f", "F", "false", "FALSE", "False"].iter().any(|no| value == *no)
 }
 
 #[cfg(test)]
@@ -126,6 +127,12 @@ mod tests {
     fn what_is_no_flag_stays() {
         assert_eq!(rewrite(&["call", "-frmat", "json", "-vvv"]), ["call", "--frmat", "json", "-vvv"]);
         assert_eq!(rewrite(&["call", "-maxtime=3", "-d@"]), ["call", "--maxtime=3", "-d@"]);
+        assert_eq!(
+            rewrite(&["call", "-max_time", "-Plaintext", "-http2"])[1..],
+            ["--max_time", "--Plaintext", "--http2"]
+        );
+        assert_eq!(rewrite(&["call", "-insecure=no"]), ["call", "--insecure=no"]);
+        assert_eq!(rewrite(&["-version"]), ["--version"]);
         for line in [&["list", "-"][..], &["list", "--unknown"], &["call"], &[], &["list", "-d"]] {
             assert_eq!(rewrite(line), line);
         }

@@ -1,9 +1,10 @@
 //! `dialback describe`: symbols as `.proto` source.
 
 use super::args::DescribeArgs;
+use super::fleet::{self, Failed};
 use super::schema::{Schema, Symbol, Unknown, perhaps};
 use super::session::{Session, in_time, or_interrupted, schema_of_files};
-use super::{fleet, output, print as proto, target};
+use super::{output, print as proto, target};
 use crate::failure::Failure;
 use prost_reflect::Kind;
 
@@ -22,8 +23,8 @@ pub(crate) async fn describe(args: DescribeArgs) -> Result<(), Failure> {
     let work = async |session: &Session| {
         let mut schema = session.schema(&args.schema)?;
         let shown = in_time(session.deadline, show(&mut schema, symbol, &args)).await;
-        if shown.is_err() {
-            fleet::tell(session, args.metadata.agent.as_deref(), None).await;
+        if let Err(failure) = &shown {
+            fleet::tell(session, args.metadata.agent.as_deref(), Failed::Schema(failure)).await;
         }
         shown
     };
@@ -53,7 +54,11 @@ async fn show(schema: &mut Schema, symbol: Option<String>, args: &DescribeArgs) 
             }
             Err(why) => return Err(Failure::new(format!("{name} cannot be described: {why}"))),
         };
-        let full_name = proto::full_name(&symbol);
+        let full_name = match &symbol {
+            // Both its own and that below its enum are in use.
+            Symbol::EnumValue(_) => name.trim_start_matches('.').to_owned(),
+            symbol => proto::full_name(symbol),
+        };
         let (symbol, kind) = named(symbol);
         let text = output::on_stdout(&format!("{full_name} is {kind}:\n{}\n", proto::source(&symbol)));
         output::show(text).await?;

@@ -80,7 +80,7 @@ async fn connect(target: &Target, server: &ServerArgs) -> Result<Connection, Fai
     let user_agent = server.user_agent.as_ref().map_or(ours.to_owned(), |theirs| format!("{theirs} {ours}"));
     endpoint = endpoint.user_agent(user_agent).map_err(|_| Failure::usage("-user-agent is no header's value"))?;
     endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(3 << 20);
-    if let Some(time) = server.keepalive_time {
+    if let Some(time) = server.keepalive_time.filter(|time| !time.is_zero()) {
         endpoint = endpoint.http2_keep_alive_interval(time).keep_alive_timeout(time).keep_alive_while_idle(true);
     }
     let failed = |error: &dyn std::error::Error| Failure::because(format!("cannot connect to {}", target.text), error);
@@ -105,9 +105,10 @@ fn with_tls(target: &Target, server: &ServerArgs) -> Result<bool, Failure> {
         return Err(Failure::usage("-alts is not there: use TLS, or -plaintext inside a trusted network"));
     }
     match target.tls {
-        Some(true) if server.plaintext => {
-            Err(Failure::usage(format!("{} says TLS, and -plaintext says none: leave out one", target.text)))
-        }
+        Some(true) if server.plaintext => Err(Failure::usage(format!(
+            "{} says TLS, and -plaintext says none: leave out one, or write http://",
+            target.text
+        ))),
         Some(false) if server.insecure || server.cacert.is_some() || server.cert.is_some() => Err(Failure::usage(
             format!("{} is without TLS: write https:// for -insecure, -cacert and -cert", target.text),
         )),
@@ -180,7 +181,8 @@ async fn shake_hands(target: &Target, server: &ServerArgs, name: &str) -> Result
         Err(error) => {
             let is_tls = matches!(rustls_error(&error), Some(error) if proves_tls(error));
             if !is_tls && probe_plaintext(target).await {
-                return Err(Failure::new(format!("{} speaks no TLS: pass -plaintext", target.text)));
+                let remedy = if target.tls.is_some() { "write http:// for https://" } else { "pass -plaintext" };
+                return Err(Failure::new(format!("{} speaks no TLS: {remedy}", target.text)));
             }
             let text = format!("no TLS with {}", target.text);
             Err(tls_failure(target, &error).unwrap_or_else(|| Failure::because(text, &error)))
@@ -200,7 +202,7 @@ fn proves_tls(error: &rustls::Error) -> bool {
 fn tls_failure(target: &Target, error: &io::Error) -> Option<Failure> {
     let error = rustls_error(error)?;
     let advice = tls::advice(error)?;
-    Some(Failure::new(format!("no TLS with {}: {error}: {advice}", target.text)))
+    Some(Failure::new(format!("no TLS with {}: {}: {advice}", target.text, tls::words(error))))
 }
 
 fn speaks_tls(target: &Target) -> Failure {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use dialback::gateway::proto::{ListAgentsRequest, hub_client::HubClient};
-use tonic::{Code, Request};
+use tonic::{Request, Status};
 
 use super::output::{printable, say};
 use super::schema::nearest;
 use super::session::Session;
+use crate::failure::Failure;
 
 /// The advice must not take longer than the failure.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -15,33 +16,53 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How many agents are named: a hub may have thousands.
 const MOST: usize = 20;
 
-/// Says on stderr that the agent is not there, and which ones are, if the gateway tells and that is what was wrong. `code`
-/// is the call's; there is none if already its schema was not to be had.
-pub(super) async fn tell(session: &Session, agent: Option<&str>, code: Option<Code>) {
-    if let Some(advice) = advice(session, agent, code).await {
+/// What has failed.
+pub(super) enum Failed<'a> {
+    /// The schema of the call was not to be had.
+    Schema(&'a Failure),
+    Call(&'a Status),
+}
+
+impl Failed<'_> {
+    /// Whether the gateway has said these words, which no application has a reason for.
+    fn says(&self, words: &str) -> bool {
+        match self {
+            Self::Schema(failure) => failure.to_string().contains(words),
+            Self::Call(status) => status.message().starts_with(words),
+        }
+    }
+}
+
+/// Says on stderr that the agent is not there, and which ones are, if that is what the gateway has said.
+pub(super) async fn tell(session: &Session, agent: Option<&str>, failed: Failed<'_>) {
+    if let Some(advice) = advice(session, agent, failed).await {
         say(format!("dialback: {advice}\n")).await;
     }
 }
 
-async fn advice(session: &Session, agent: Option<&str>, code: Option<Code>) -> Option<String> {
-    if !matches!(code, None | Some(Code::NotFound | Code::Unavailable | Code::InvalidArgument)) {
-        return None;
-    }
+async fn advice(session: &Session, agent: Option<&str>, failed: Failed<'_>) -> Option<String> {
+    let what = match agent {
+        Some(agent)
+            if failed.says(&format!("there is no agent `{agent}`"))
+                || failed.says(&format!("agent `{agent}` is away")) =>
+        {
+            format!("the gateway has no agent {agent}")
+        }
+        // The gateway has a schema of its own.
+        None if matches!(failed, Failed::Schema(_)) || failed.says("no agent is named") => {
+            "this is a hub's gateway; to call an agent pass --agent ID".into()
+        }
+        _ => return None,
+    };
     let mut request = Request::new(ListAgentsRequest::default());
     *request.metadata_mut() = session.metadata.for_gateway();
     let mut hub = HubClient::new(session.connection.channel());
     let asked = tokio::time::timeout(PATIENCE, hub.list_agents(request)).await;
     let agents = asked.ok()?.ok()?.into_inner().agents;
     let ids: Vec<_> = agents.into_iter().map(|agent| agent.id).collect();
-    let there = there(agent.unwrap_or_default(), &ids);
-    match agent {
-        Some(agent) if ids.iter().any(|id| id == agent) => None,
-        Some(agent) => Some(format!("the gateway has no agent {agent}: {there}")),
-        None if matches!(code, None | Some(Code::InvalidArgument)) => {
-            Some(format!("this is a hub's gateway; to call an agent pass --agent ID: {there}"))
-        }
-        None => None,
-    }
+    // It may have come since.
+    let is_there = ids.iter().any(|id| Some(id.as_str()) == agent);
+    (!is_there).then(|| format!("{what}: {}", there(agent.unwrap_or_default(), &ids)))
 }
 
 /// Who is there, those first whose names are like the one that was asked for.
@@ -55,7 +76,8 @@ fn there(agent: &str, ids: &[String]) -> String {
     };
     named.truncate(MOST);
     if named.is_empty() {
-        return "no agent is connected".into();
+        // A policy may hide some, or all.
+        return "no agent is connected that you may see".into();
     }
     format!("connected are {}{more}", printable(&named.join(", ")))
 }
@@ -66,7 +88,7 @@ mod tests {
 
     #[test]
     fn agents_are_named_the_likely_ones_first() {
-        assert_eq!(there("a", &[]), "no agent is connected");
+        assert_eq!(there("a", &[]), "no agent is connected that you may see");
         assert_eq!(there("b", &["a\u{1b}".into()]), "connected are a\\u{1b}");
         let ids: Vec<_> = (1..=30).map(|number| format!("machine-{number}")).chain(["laptop-1".into()]).collect();
         let text = there("laptp-1", &ids);

@@ -6,10 +6,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::args::{HealthArgs, SchemaArgs};
+use super::fleet::{self, Failed};
 use super::output::{printable, say, show};
 use super::schema::Schema;
 use super::session::{Deadline, Session, no_server, or_interrupted};
-use super::{fleet, status, target};
+use super::{status, target};
 use crate::failure::Failure;
 use crate::format::Format;
 
@@ -37,7 +38,7 @@ async fn ask(session: &Session, args: &HealthArgs, service: String) -> Result<()
         Code::NotFound if !service.is_empty() && args.metadata.agent.is_none() => {
             say(printable(&format!("dialback: the server tells nothing of {service}\n"))).await;
         }
-        code => fleet::tell(session, args.metadata.agent.as_deref(), Some(code)).await,
+        _ => fleet::tell(session, args.metadata.agent.as_deref(), Failed::Call(&status)).await,
     }
     Err(Failure::call(status.code()))
 }

@@ -1,9 +1,10 @@
 //! `dialback list`: services, or the methods of one.
 
 use super::args::ListArgs;
+use super::fleet::{self, Failed};
 use super::schema::{Schema, Symbol, Unknown, perhaps};
 use super::session::{Session, in_time, or_interrupted, schema_of_files};
-use super::{fleet, output, target};
+use super::{output, target};
 use crate::failure::Failure;
 
 /// Runs `dialback list`.
@@ -18,8 +19,8 @@ pub(crate) async fn list(args: ListArgs) -> Result<(), Failure> {
     let work = async |session: &Session| {
         let mut schema = session.schema(&args.schema)?;
         let shown = in_time(session.deadline, show(&mut schema, service.as_deref())).await;
-        if shown.is_err() {
-            fleet::tell(session, args.metadata.agent.as_deref(), None).await;
+        if let Err(failure) = &shown {
+            fleet::tell(session, args.metadata.agent.as_deref(), Failed::Schema(failure)).await;
         }
         shown
     };

@@ -33,13 +33,13 @@ impl Metadata {
     pub(super) fn read(args: &MetadataArgs, is_hub: bool) -> Result<Self, Failure> {
         let mut metadata = Self::default();
         let Self { call, questions, secret } = &mut metadata;
-        for header in &args.header {
+        for header in args.header.iter().filter(|header| !header.is_empty()) {
             let (header, from) = expanded(header, args)?;
             put(call, &header, from.as_deref(), secret)?;
             put(questions, &header, from.as_deref(), secret)?;
         }
         for (headers, map) in [(&args.rpc_header, call), (&args.reflect_header, questions)] {
-            for header in headers {
+            for header in headers.iter().filter(|header| !header.is_empty()) {
                 let (header, from) = expanded(header, args)?;
                 put(map, &header, from.as_deref(), secret)?;
             }

@@ -29,7 +29,7 @@ pub(super) struct Deadline {
 
 impl Deadline {
     fn of(server: &ServerArgs) -> Option<Self> {
-        server.max_time.map(|limit| Self { limit, at: Instant::now() + limit })
+        server.max_time.filter(|limit| !limit.is_zero()).map(|limit| Self { limit, at: Instant::now() + limit })
     }
 
     /// What the server is told. A little more than what is left: tonic has a clock of its own for it, which must not be
@@ -72,7 +72,7 @@ impl Session {
     }
 
     /// Waits for what a command does with the session, and closes it. Ctrl-C gives up: what is under way is reset.
-    pub(super) async fn during(self, work: impl AsyncFnOnce(&Self) -> Result<(), Failure>) -> Result<(), Failure> {
+    pub(super) async fn during<T>(self, work: impl AsyncFnOnce(&Self) -> Result<T, Failure>) -> Result<T, Failure> {
         let result = or_interrupted(work(&self)).await;
         self.connection.close().await;
         result

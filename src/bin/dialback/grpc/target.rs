@@ -46,7 +46,8 @@ pub(super) fn sort(
         (None, gateway) => gateway.clone(),
     };
     let target = address.map(|address| parse(&address, server.unix).map_err(Failure::usage)).transpose()?;
-    Ok((target, other))
+    // Nothing is named by an empty name, as with grpcurl.
+    Ok((target, other.filter(|name| !name.is_empty())))
 }
 
 /// Reads an address.

@@ -118,11 +118,43 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
+/// What is wrong with a handshake, where rustls has no words for people.
+pub(super) fn words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(certificate) if is_authority(certificate) => {
+            "the server shows an authority's certificate as its own".into()
+        }
+        rustls::Error::InvalidCertificate(CertificateError::UnsupportedSignatureAlgorithmContext { .. }) => {
+            "its certificate is signed in a way that is not taken here".into()
+        }
+        // The key is another kind than the signature: two authorities have the same name.
+        rustls::Error::InvalidCertificate(CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext {
+            ..
+        }) => "its certificate names an authority whose key has not signed it".into(),
+        other => other.to_string(),
+    }
+}
+
+fn is_authority(error: &CertificateError) -> bool {
+    // rustls has no name for it, and passes on what its library for certificates says.
+    matches!(error, CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity"))
+}
+
 /// What to do about a handshake that failed. None for what no argument mends.
 pub(super) fn advice(error: &rustls::Error) -> Option<&'static str> {
     use rustls::AlertDescription as Alert;
     use rustls::Error;
     match error {
+        Error::InvalidCertificate(certificate) if is_authority(certificate) => Some(
+            "it has to be made anew as a server's, with OpenSSL by `-addext basicConstraints=critical,CA:FALSE`, or \
+             signed by the authority",
+        ),
+        Error::InvalidCertificate(CertificateError::UnsupportedSignatureAlgorithmContext { .. }) => {
+            Some("it has to be made anew, signed by a P-256, Ed25519 or RSA key with SHA-256")
+        }
+        Error::InvalidCertificate(CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }) => {
+            Some("pass the certificate of the authority that has signed it with -cacert")
+        }
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             Some("pass its authority's certificate with -cacert")
         }

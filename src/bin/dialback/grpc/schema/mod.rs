@@ -13,14 +13,14 @@ use std::fmt;
 
 use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-use tonic::Status;
+use tonic::{Code, Status};
 
 pub(super) use self::any::may_hold_any;
 use self::any::{unknown_types, visit};
 pub(super) use self::names::{nearest, perhaps};
 use self::pool::{Batch, Pool};
 pub(super) use self::reflection::Reflection;
-use self::reflection::Unanswered;
+use self::reflection::{SERVICE, Unanswered};
 pub(super) use self::symbol::Symbol;
 use self::symbol::lookup;
 use super::args::SchemaArgs;
@@ -58,7 +58,12 @@ impl fmt::Display for Unknown {
                 write!(f, "the server has no reflection: pass its schema with -proto FILE or -protoset FILE")
             }
             Self::Failed(status) => {
-                write!(f, "reflection failed: {}: {}", super::status::code_name(status.code()), status.message())
+                write!(f, "reflection failed: {}: {}", super::status::code_name(status.code()), status.message())?;
+                if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented) {
+                    let remedy = "pass the schema with -proto FILE or -protoset FILE";
+                    write!(f, ": {remedy}; at a hub's gateway its policy has to allow /{SERVICE}/* for reflection")?;
+                }
+                Ok(())
             }
             Self::Invalid(why) => write!(f, "the schema cannot be used: {why}"),
         }

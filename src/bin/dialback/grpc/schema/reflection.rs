@@ -12,6 +12,9 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ExtensionRequest, ServerReflectionRequest, ServerReflectionResponse};
 
+/// The service's name, as all who have it name it today.
+pub(super) const SERVICE: &str = "grpc.reflection.v1.ServerReflection";
+
 /// Both versions have the same messages.
 const VERSIONS: [&str; 2] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
