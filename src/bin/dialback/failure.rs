@@ -8,6 +8,7 @@
 //! | 64 + n | a call ended with the gRPC code n, as with grpcurl |
 //! | 130 | Ctrl-C |
 
+use std::error::Error;
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
@@ -42,19 +43,15 @@ impl Failure {
     }
 
     /// The same, with the causes of the error, each after a colon.
-    pub(crate) fn because(what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
-        let mut text = format!("{what}: {error}");
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let more = error.to_string();
-            // Some errors repeat their source.
-            if !text.ends_with(&more) {
-                text.push_str(": ");
-                text.push_str(&more);
-            }
-            cause = error.source();
-        }
-        Self::new(text)
+    pub(crate) fn because(what: impl fmt::Display, error: &dyn Error) -> Self {
+        Self::new(explained(what, error))
+    }
+
+    /// What is configured is wrong, with the causes of the error: trying again is no use, unless the system was short of
+    /// something.
+    pub(crate) fn misconfigured(what: impl fmt::Display, error: &(dyn Error + 'static)) -> Self {
+        let code = if may_pass(error) { GENERAL } else { USAGE };
+        Self { code, message: Message::Text(explained(what, error)) }
     }
 
     /// The arguments or the configuration are wrong.
@@ -96,6 +93,39 @@ impl Failure {
     pub(crate) fn code(&self) -> ExitCode {
         ExitCode::from(self.code)
     }
+}
+
+fn explained(what: impl fmt::Display, error: &dyn Error) -> String {
+    let mut text = format!("{what}: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors repeat their source.
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Whether the system was short of something, or a disk or network away, which has nothing to do with what was asked for.
+fn may_pass(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind as Kind;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            // No kind of its own have EIO, ENFILE and EMFILE.
+            let is_short = cfg!(unix) && matches!(error.raw_os_error(), Some(5 | 23 | 24));
+            let kinds = [Kind::OutOfMemory, Kind::Interrupted, Kind::TimedOut, Kind::StaleNetworkFileHandle];
+            if is_short || kinds.contains(&error.kind()) {
+                return true;
+            }
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl fmt::Display for Failure {
