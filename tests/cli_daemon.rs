@@ -160,14 +160,24 @@ async fn agent_waits_for_its_hub_and_not_for_a_wrong_one() {
     assert!(said.contains("principals=\"laptop-1\""), "{said}");
 }
 
+/// The log may be a moment ahead of it.
+async fn until_not_ready(admin: std::net::SocketAddr) {
+    let told = (503, "not ready: it is about to end\n".to_owned());
+    soon("it is not ready", async { while http_get(admin, "GET /readyz").await != told {} }).await;
+}
+
 #[tokio::test]
 async fn first_signal_drains_and_the_second_cuts_off() {
     for role in ["agent", "hub"] {
         for forced in [false, true] {
             let (files, beside) = (Files::new(), Beside::start());
-            let (hub, ports) = files.hub(&["--grace", "60s"]).await;
-            let forward = beside.address.to_string();
-            let agent = files.agent(&ports.hub.to_string(), &forward, &["--grace", "60s"]).await;
+            let more = ["--grace", "60s", "--admin", "127.0.0.1:0"];
+            let (hub, ports) = files.hub(&more).await;
+            let arguments = files.agent_arguments(&ports.hub.to_string(), &beside.address.to_string());
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(more).collect();
+            let mut agent = Daemon::start(&arguments);
+            let admin = agent.logs("agent starts").await["admin"].as_str().map(|text| text.parse().expect("one"));
+            agent.logs("agent ready").await;
             let mut client = call_through(ports.gateway).await;
             let (send, requests) = tokio::sync::mpsc::channel(4);
             send.send(payload("1")).await.expect("it takes it");
@@ -175,9 +185,12 @@ async fn first_signal_drains_and_the_second_cuts_off() {
             let mut chat = soon("a chat", client.chat(requests)).await.expect("a chat").into_inner();
             assert_eq!(soon("an answer", chat.message()).await.expect("no status"), Some(payload("1")));
 
-            let (mut daemon, _other) = if role == "hub" { (hub, agent) } else { (agent, hub) };
+            let (mut daemon, admin, _other) =
+                if role == "hub" { (hub, ports.admin, agent) } else { (agent, admin, hub) };
             daemon.signal("TERM");
             daemon.logs("stopping").await;
+            let admin = admin.expect("an admin address");
+            until_not_ready(admin).await;
             send.send(payload("2")).await.expect("it takes it");
             assert_eq!(soon("an answer", chat.message()).await.expect("it goes on"), Some(payload("2")));
             if forced {

@@ -4,6 +4,7 @@ mod ssh;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dialback::grpctunnel::ReverseTunnel;
@@ -57,6 +58,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
 struct Running {
     link: Link,
     forwards: Forwards,
+    is_draining: Arc<AtomicBool>,
 }
 
 /// How the hub is to be reached.
@@ -141,7 +143,7 @@ async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<R
             tracing::warn!(server, %error, "the local server cannot be reached yet: calls to it fail until it is there");
         }
     }
-    Ok(Running { link, forwards })
+    Ok(Running { link, forwards, is_draining: Arc::default() })
 }
 
 /// The local servers.
@@ -223,11 +225,11 @@ pub(crate) fn check_settings(config: &Config<AgentKeys>) -> Result<(), Failure> 
 }
 
 impl Service<AgentKeys> for Running {
-    /// A tunnel stands, and every local server accepts connections.
+    /// A tunnel stands, every local server accepts connections, and it is not about to end.
     fn readiness(&self) -> Readiness {
         type Found = Option<(Instant, Result<(), String>)>;
         let found: Arc<Mutex<Found>> = Arc::default();
-        let (status, forwards) = (self.link.status(), self.forwards.clone());
+        let (status, forwards, is_draining) = (self.link.status(), self.forwards.clone(), self.is_draining.clone());
         readiness(move || {
             let (status, forwards, found) = (status.clone(), forwards.clone(), found.clone());
             async move {
@@ -243,7 +245,11 @@ impl Service<AgentKeys> for Running {
                         checked.into_iter().find_map(|(server, reached)| reached.err().map(|why| (server, why)));
                     let result = match wrong {
                         Some((server, why)) => Err(format!("the local server {server} cannot be reached: {why}")),
+            let is_draining = is_draining.load(Ordering::Relaxed);
                         None => Ok(()),
+                if is_draining {
+                    return Err("it is about to end".into());
+                }
                     };
                     *found = Some((Instant::now(), result));
                 }
@@ -306,4 +312,5 @@ impl Service<AgentKeys> for Running {
             }
         }
     }
+        self.is_draining.store(true, Ordering::Relaxed);
 }
