@@ -120,7 +120,7 @@ pub(super) async fn check(config: &Config<AgentKeys>, report: &mut Report) -> Re
         }
     }
     match forwards {
-        None => anstream::println!("\nno --forward is set, so no local server was looked at"),
+        None => report.title("no --forward is set, so no local server was looked at"),
         Some(forwards) => {
             report.title("local servers");
             for (server, reached) in forwards.check(PATIENCE).await {
