@@ -58,6 +58,27 @@ fn start_agent(files: &Files, hub: &str, forward: &str, more: &[&str]) -> Daemon
 }
 
 #[tokio::test]
+async fn proxies_of_the_environment_are_not_passed_over_in_silence() {
+    let files = files().await;
+    let arguments = agent_arguments(&files, "grpc://127.0.0.1:1", "127.0.0.1:1");
+    let start = |no_proxy: &str, more: &[&str]| {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-format", "json"]).collect();
+        let mut command = dialback(&[&arguments, more].concat());
+        command.env("ALL_PROXY", "http://me:secret@127.0.0.1:3128").env("NO_PROXY", no_proxy);
+        Daemon(Peer::start(&mut command))
+    };
+    let told = start("", &[]).logs("the environment names a proxy").await;
+    assert_eq!(told["proxy"], "http://127.0.0.1:3128");
+    for (no_proxy, more) in [("", &["--no-proxy"][..]), ("127.0.0.0/8", &[])] {
+        let mut agent = start(no_proxy, more);
+        agent.logs("the hub is not there yet").await;
+        agent.signal("TERM");
+        let (_, said) = agent.ended().await;
+        assert!(!said.iter().any(|line| line.contains("names a proxy")), "{said:?}");
+    }
+}
+
+#[tokio::test]
 async fn calls_pass_with_tls_and_without() {
     let (files, beside) = (files().await, Beside::start());
     let certificates = Certificates::of(files.dir.path(), &["127.0.0.1"]);

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dialback::grpctunnel::{OpenError, ReverseTunnel, TunnelBuilder};
-use dialback::{AgentId, tune_endpoint};
+use dialback::{Agent, AgentId, PrivateKey, tune_endpoint};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -159,6 +159,14 @@ impl Way {
 
     /// Opens a tunnel by which the hub calls `routes`. One that is not there yet is waited for.
     ///
+    /// The proxy that the environment names for such a hub, without user and password. None is taken.
+    pub(crate) fn passed_proxy(&self) -> Option<String> {
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        // What would be taken where proxies are; nobody dials with this key.
+        Agent::builder(self.id.as_str(), PrivateKey::generate()).proxy_to(&format!("{scheme}://{host}:{}/", self.port))
+    }
+
     /// # Errors
     /// What waiting does not cure.
     pub(crate) async fn open_when_available(&self, routes: &Routes) -> Result<ReverseTunnel, Failure> {

@@ -122,6 +122,14 @@ async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<R
         admin = admin.map(|address| address.to_string()),
         "agent starts"
     );
+    if let (Plan::Grpc(way), false) = (&plan, keys.no_proxy)
+        && let Some(proxy) = way.passed_proxy()
+    {
+        tracing::warn!(
+            proxy,
+            "the environment names a proxy, which a hub at grpcs:// is not reached by: --no-proxy says that this is meant"
+        );
+    }
     notify::status("connecting to the hub");
     let link = match plan {
         Plan::Grpc(way) => {

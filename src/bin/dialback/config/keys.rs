@@ -203,7 +203,8 @@ keys! {
         remote ("ADDRESS"): Option<String>;
         /// For hubs that know no forward requests, such as those on Go's x/crypto/ssh.
         forward_request_optional (""): bool;
-        /// After how much silence the hub is asked whether it lives (10s).
+        /// After how much silence the hub is asked whether it lives (10s). A hub at grpcs:// or grpc:// on Go's library, as it
+        /// is set by default, ends connections that ask more often than every 5m: write 6m for it.
         keepalive ("TIME"): Option<Duration>;
         /// After how many unanswered questions the tunnel ends (3).
         keepalive_max ("N"): Option<usize>;
