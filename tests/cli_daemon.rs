@@ -460,6 +460,19 @@ async fn agents_come_by_websocket_and_by_unix_socket() {
 }
 
 #[tokio::test]
+async fn tokens_in_addresses_are_not_logged() {
+    let files = Files::new();
+    let arguments = files.agent_arguments("ws://127.0.0.1:1/tunnel?token=s3cret", "127.0.0.1:1");
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-level", "trace"]).collect();
+    let mut agent = Daemon::start(&arguments);
+    assert_eq!(agent.logs("agent starts").await["hub"], "ws://127.0.0.1:1/tunnel?…");
+    agent.logs("the hub is not there yet").await;
+    agent.signal("TERM");
+    let (_, said) = agent.ended().await;
+    assert!(!said.iter().any(|line| line.contains("s3cret")), "{said:?}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_says_what_to_do() {
     let files = Files::new();
     let (host, keys) = (files.path("host"), files.path("authorized_keys"));

@@ -24,7 +24,7 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::config::AgentKeys;
+use crate::config::{AgentKeys, without_secrets};
 use crate::failure::Failure;
 use crate::grpc::hub_tls;
 use crate::hub::set;
@@ -114,7 +114,9 @@ impl Way {
             None => (false, url.strip_prefix("grpc://").unwrap_or_default()),
         };
         let write = "write grpcs://HOST:PORT, such as grpcs://hub.example.com:443";
-        let wrong = |why: &str| Failure::usage(format!("`{}` is not a hub's address: {why}", url.escape_debug()));
+        let wrong = |why: &str| {
+            Failure::usage(format!("`{}` is not a hub's address: {why}", without_secrets(url).escape_debug()))
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let authority: http::uri::Authority = rest.parse().map_err(|_| wrong(write))?;
         let port = authority.port_u16().filter(|port| *port != 0).ok_or_else(|| wrong(write))?;

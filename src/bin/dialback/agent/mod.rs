@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) use self::ssh::{builder, explain};
 
-use crate::config::{AgentKeys, Config, ConfigArgs, Key};
+use crate::config::{AgentKeys, Config, ConfigArgs, Key, without_secrets};
 use crate::daemon::admin::{Readiness, readiness};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
@@ -117,7 +117,7 @@ async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<R
         }
     };
     tracing::info!(
-        hub = plan.hub(),
+        hub = without_secrets(plan.hub()),
         forward = keys.forward.iter().map(|rule| &*rule.0).collect::<Vec<_>>().join(","),
         admin = admin.map(|address| address.to_string()),
         "agent starts"

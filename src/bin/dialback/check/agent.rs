@@ -12,7 +12,7 @@ use tonic::service::Routes;
 
 use super::Report;
 use crate::agent::{builder, check_settings, explain, forwards};
-use crate::config::{Address, AgentKeys, Config};
+use crate::config::{Address, AgentKeys, Config, without_secrets};
 use crate::failure::Failure;
 use crate::tunnel::{self, Failed, Way};
 
@@ -114,7 +114,7 @@ pub(super) async fn check(config: &Config<AgentKeys>, report: &mut Report) -> Re
             report.begin();
             let hubs = if config.own.hub.is_empty() { vec![Address(first)] } else { config.own.hub.clone() };
             for hub in hubs {
-                report.title(&hub);
+                report.title(&without_secrets(&hub));
                 check_hub(&config.own, &hub, report).await?;
             }
         }

@@ -196,6 +196,7 @@ keys! {
         /// No proxy, whatever the environment says.
         no_proxy (""): bool;
         /// A command whose input and output lead to the hub, as OpenSSH's ProxyCommand: %h is the host, %p the port.
+        /// --print-config shows it as it is: leave secrets to the command.
         proxy_command ("COMMAND"): Option<String>;
         /// Authorities that certify the hub's wss:// or grpcs://, in PEM, beside the system's.
         tls_roots ("FILE"): Option<PathBuf>;

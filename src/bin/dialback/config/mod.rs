@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use self::args::ConfigArgs;
 pub(crate) use self::keys::{AdminKeys, AgentKeys, HubKeys, LogKeys};
+pub(crate) use self::print::without_secrets;
 pub(crate) use self::value::{Address, Balance, KeyName, Kind, LogFormat, Setting, TunnelPolicy};
 
 use crate::failure::Failure;
