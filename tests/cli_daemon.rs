@@ -403,7 +403,7 @@ async fn keys_may_be_several_encrypted_and_certified() {
 
     let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
     let said = said.join("\n");
-    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(status.code(), Some(64), "{said}");
     assert!(said.contains("is encrypted") && said.contains("--identity-passphrase-file"), "{said}");
 
     files.write("passphrase", "secret\n");
@@ -426,7 +426,7 @@ async fn key_may_be_a_credential_of_systemd() {
     let arguments = files.hub_arguments();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-format", "json"]).collect();
     let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
-    assert_eq!(status.code(), Some(1), "{said:?}");
+    assert_eq!(status.code(), Some(64), "{said:?}");
     let mut command = dialback(&arguments);
     command.env("CREDENTIALS_DIRECTORY", files.dir.path());
     Daemon(Peer::start(&mut command)).logs("hub ready").await;
@@ -478,8 +478,16 @@ async fn what_cannot_be_says_what_to_do() {
     let (host, keys) = (files.path("host"), files.path("authorized_keys"));
     let hub = ["hub", "--listen", "127.0.0.1:0", "--host-key", &host, "--authorized-keys", &keys];
     let missing = files.path("missing");
+    let (key, fingerprint) = (files.path("agent"), files.fingerprint.clone());
+    let agent = |hub| ["agent", "--forward", "h:1", "--hub", hub, "--identity", &key];
+    let pinned = ["--id", "a", "--host-key-fingerprint", &fingerprint];
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = taken.local_addr().expect("an address").to_string();
+    files.write("open_key", &std::fs::read_to_string(&host).expect("the key"));
+    let open = files.path("open_key");
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
     let cases: Vec<(Vec<&str>, i32, &str)> = vec![
-        (vec!["hub", "--host-key", &missing, "--authorized-keys", &keys], 1, "make one with `dialback keygen`"),
+        (vec!["hub", "--host-key", &missing, "--authorized-keys", &keys], 64, "make one with `dialback keygen`"),
         (vec!["hub", "--authorized-keys", &keys], 64, "--host-key FILE"),
         (vec!["hub", "--host-key", &host], 64, "--authorized-keys FILE"),
         ([&hub[..], &["--gateway", "0.0.0.0:0"]].concat(), 64, "--policy FILE"),
@@ -487,6 +495,23 @@ async fn what_cannot_be_says_what_to_do() {
         ([&hub[..], &["--keepalive", "10"]].concat(), 64, "--keepalive: `10` is no time: write 500ms, 10s"),
         ([&hub[..], &["--log-level", "a=b=c"]].concat(), 64, "is no log level"),
         ([&hub[..], &["--log-level", "inof"]].concat(), 64, "write inof=trace"),
+        (vec!["hub", "--host-key", &open, "--authorized-keys", &keys], 64, "chmod 600"),
+        (vec!["hub", "--host-key", &host, "--authorized-keys", &missing], 64, "cannot read"),
+        ([&hub[..], &["--listen", "foo"]].concat(), 64, "write host:port"),
+        ([&hub[..], &["--gateway", "bar"]].concat(), 64, "--gateway: `bar` is no address: write HOST:PORT"),
+        ([&hub[..], &["--gateway", &taken]].concat(), 1, "is another gateway running"),
+        ([&hub[..], &["--admin", "9099"]].concat(), 64, "--admin: `9099` is no address: write HOST:PORT"),
+        ([&hub[..], &["--proxy-protocol", "--trusted-proxies", "zzz"]].concat(), 64, "--trusted-proxies: "),
+        ([&hub[..], &["--gateway", "127.0.0.1:0", "--policy", &missing]].concat(), 64, "cannot read the policy"),
+        ([&hub[..], &["--login-timeout", "0s"]].concat(), 64, "--login-timeout: with 0 nothing works"),
+        ([&hub[..], &["--max-calls", "0"]].concat(), 64, "--max-calls: with 0 nothing works"),
+        ([&agent("h:1")[..], &["--id", "BAD", "--host-key-fingerprint", &fingerprint]].concat(), 64, "--id: "),
+        ([&agent("h:1")[..], &["--id", "a", "--host-key-fingerprint", "SHA256:AAAA"]].concat(), 64, "fingerprint"),
+        ([&agent("bad host")[..], &pinned].concat(), 64, "is not a hub's address"),
+        ([&agent("wss://u:pw@h/t")[..], &pinned].concat(), 64, "nor a password is part of it"),
+        ([&agent("h:1")[..], &pinned, &["--remote", "zzz"]].concat(), 64, "is not what a server can listen on"),
+        ([&agent("h:1")[..], &pinned, &["--proxy", "gopher://p"]].concat(), 64, "the proxy that was set is none"),
+        (vec!["agent", "--forward", "https://h:1", "--forward-ca", &missing], 64, "missing"),
         (vec!["agent"], 64, "--forward 127.0.0.1:50051"),
         (vec!["agent", "--forward", "50051"], 64, "write host:port"),
         (vec!["agent", "--forward", "h:1", "--forward", "h:2"], 64, "take the same calls"),
@@ -497,6 +522,6 @@ async fn what_cannot_be_says_what_to_do() {
         let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
         let said = said.join("\n");
         assert_eq!(status.code(), Some(code), "{arguments:?}: {said}");
-        assert!(said.contains(text), "{arguments:?}: {said}");
+        assert!(said.contains(text) && !said.contains(":pw"), "{arguments:?}: {said}");
     }
 }

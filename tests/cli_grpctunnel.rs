@@ -281,10 +281,10 @@ async fn what_cannot_be_says_what_to_do() {
         (vec!["hub", "--listen", "grpc://127.0.0.1:0"], 64, "--agent-tokens FILE"),
         (vec!["hub", "--listen", "grpcs://127.0.0.1:0", "--agent-tokens", &tokens], 64, "--tls-cert and --tls-key"),
         (vec!["hub", "--listen", "grpc://0.0.0.0:0", "--agent-tokens", &tokens], 64, "use grpcs://"),
-        (vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &token], 1, "laptop-1.token:1: "),
+        (vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &token], 64, "laptop-1.token:1: "),
         ([&agent[..], &["--hub", "grpc://127.0.0.1:1"]].concat(), 64, "--token-file FILE"),
-        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &missing]].concat(), 1, "keygen token"),
-        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &open]].concat(), 1, "chmod 600"),
+        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &missing]].concat(), 64, "keygen token"),
+        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &open]].concat(), 64, "chmod 600"),
         ([&agent[..], &["--hub", "grpc://hub.example:1", "--token-file", &token]].concat(), 64, "grpcs://"),
         ([&agent[..], &["--hub", "grpcs://hub.example", "--token-file", &token]].concat(), 64, "HOST:PORT"),
         (

@@ -24,6 +24,8 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
+    /// Whether the system was short of something, which has nothing to do with what was asked for.
+    may_pass: bool,
     message: Message,
 }
 
@@ -39,39 +41,48 @@ enum Message {
 impl Failure {
     /// It did not work.
     pub(crate) fn new(message: impl fmt::Display) -> Self {
-        Self { code: GENERAL, message: Message::Text(message.to_string()) }
+        Self { code: GENERAL, may_pass: false, message: Message::Text(message.to_string()) }
     }
 
     /// The same, with the causes of the error, each after a colon.
     pub(crate) fn because(what: impl fmt::Display, error: &dyn Error) -> Self {
-        Self::new(explained(what, error))
+        Self { may_pass: may_pass(error.source()), ..Self::new(explained(what, error)) }
     }
 
-    /// What is configured is wrong, with the causes of the error: trying again is no use, unless the system was short of
+    /// The same of a file, an address or the like that is configured: trying again is no use, unless the system was short of
     /// something.
     pub(crate) fn misconfigured(what: impl fmt::Display, error: &(dyn Error + 'static)) -> Self {
-        let code = if may_pass(error) { GENERAL } else { USAGE };
-        Self { code, message: Message::Text(explained(what, error)) }
+        Self { may_pass: may_pass(Some(error)), ..Self::because(what, error) }.of_configuration()
+    }
+
+    /// It did not work, for the system says so.
+    pub(crate) fn of_system(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Self { may_pass: may_pass(Some(error)), ..Self::because(what, error) }
+    }
+
+    /// What failed is what is configured.
+    pub(crate) fn of_configuration(self) -> Self {
+        Self { code: if self.may_pass { self.code } else { USAGE }, ..self }
     }
 
     /// The arguments or the configuration are wrong.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
-        Self { code: USAGE, message: Message::Text(message.to_string()) }
+        Self { code: USAGE, may_pass: false, message: Message::Text(message.to_string()) }
     }
 
     /// A call ended with a status that is not OK, which was printed.
     pub(crate) fn call(code: tonic::Code) -> Self {
-        Self { code: USAGE + code as u8, message: Message::Silent }
+        Self { code: USAGE + code as u8, may_pass: false, message: Message::Silent }
     }
 
     /// Ctrl-C has ended it, and everybody knows.
     pub(crate) fn interrupted() -> Self {
-        Self { code: INTERRUPTED, message: Message::Silent }
+        Self { code: INTERRUPTED, may_pass: false, message: Message::Silent }
     }
 
     /// It did not work, and what there was to say was printed.
     pub(crate) fn told() -> Self {
-        Self { code: GENERAL, message: Message::Silent }
+        Self { code: GENERAL, may_pass: false, message: Message::Silent }
     }
 
     /// Says it on stderr (on stdout what was asked for, as help), and gives the exit code.
@@ -110,10 +121,9 @@ fn explained(what: impl fmt::Display, error: &dyn Error) -> String {
     text
 }
 
-/// Whether the system was short of something, or a disk or network away, which has nothing to do with what was asked for.
-fn may_pass(error: &(dyn Error + 'static)) -> bool {
+/// Whether the system was short of something, or a disk or network away.
+fn may_pass(mut cause: Option<&(dyn Error + 'static)>) -> bool {
     use std::io::ErrorKind as Kind;
-    let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             // No kind of its own have EIO, ENFILE and EMFILE.
@@ -141,6 +151,6 @@ impl fmt::Display for Failure {
 impl From<clap::Error> for Failure {
     fn from(error: clap::Error) -> Self {
         let code = if error.use_stderr() { USAGE } else { 0 };
-        Self { code, message: Message::Usage(Box::new(error)) }
+        Self { code, may_pass: false, message: Message::Usage(Box::new(error)) }
     }
 }

@@ -159,8 +159,6 @@ impl Way {
         Ok(Some(Self { url: url.0.clone(), id, token, metadata, host, port, tls, settings }))
     }
 
-    /// Opens a tunnel by which the hub calls `routes`. One that is not there yet is waited for.
-    ///
     /// The proxy that the environment names for such a hub, without user and password. None is taken.
     pub(crate) fn passed_proxy(&self) -> Option<String> {
         let scheme = if self.tls.is_some() { "wss" } else { "ws" };
@@ -169,6 +167,8 @@ impl Way {
         Agent::builder(self.id.as_str(), PrivateKey::generate()).proxy_to(&format!("{scheme}://{host}:{}/", self.port))
     }
 
+    /// Opens a tunnel by which the hub calls `routes`. One that is not there yet is waited for.
+    ///
     /// # Errors
     /// What waiting does not cure.
     pub(crate) async fn open_when_available(&self, routes: &Routes) -> Result<ReverseTunnel, Failure> {

@@ -18,7 +18,7 @@ use crate::config::{AgentKeys, Config, ConfigArgs, Key, without_secrets};
 use crate::daemon::admin::{Readiness, readiness};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
-use crate::grpc::check_pair;
+use crate::grpc::{certificates, check_pair};
 use crate::hub::set;
 use crate::tunnel::{self, Way};
 
@@ -107,12 +107,12 @@ impl Link {
 
 async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
-    let forwards = forwards(&config)?;
+    let forwards = forwards(&config).map_err(Failure::of_configuration)?;
     check_settings(&config)?;
-    let plan = match Way::of(keys)? {
+    let plan = match Way::of(keys).map_err(Failure::of_configuration)? {
         Some(way) => Plan::Grpc(Box::new(way)),
         None => {
-            let (builder, hub) = builder(keys).await?;
+            let (builder, hub) = builder(keys).await.map_err(Failure::of_configuration)?;
             Plan::Ssh(Box::new(builder), hub)
         }
     };
@@ -168,6 +168,10 @@ pub(crate) fn forwards(config: &Config<AgentKeys>) -> Result<Forwards, Failure> 
             "no --forward is https://: write --forward https://HOST:PORT for a server with TLS, or leave this out";
         config.refuse(|field| matches!(field, "forward_ca" | "forward_cert" | "forward_key"), why)?;
     }
+    if let Some(path) = &keys.forward_ca {
+        // They are read at each connection; what is wrong is said now.
+        certificates(path)?;
+    }
     let tls = set(ForwardTls::new(), keys.forward_ca.as_ref(), ForwardTls::roots);
     let tls = match (&keys.forward_cert, &keys.forward_key) {
         (Some(certificates), Some(key)) => {
@@ -187,6 +191,7 @@ pub(crate) fn forwards(config: &Config<AgentKeys>) -> Result<Forwards, Failure> 
 /// The first of these, with what to do.
 pub(crate) fn check_settings(config: &Config<AgentKeys>) -> Result<(), Failure> {
     let keys = &config.own;
+    config.refuse_zero(&["login_timeout", "max_channels"])?;
     if let Some(hub) = keys.hub.iter().find(|hub| tunnel::is_meant(hub)) {
         let why = format!("it is for hubs of SSH, and {} is none: leave it out", hub.0);
         let of_ssh = [
@@ -240,7 +245,11 @@ impl Service<AgentKeys> for Running {
         let (status, forwards, is_draining) = (self.link.status(), self.forwards.clone(), self.is_draining.clone());
         readiness(move || {
             let (status, forwards, found) = (status.clone(), forwards.clone(), found.clone());
+            let is_draining = is_draining.load(Ordering::Relaxed);
             async move {
+                if is_draining {
+                    return Err("it is about to end".into());
+                }
                 let now = status.borrow().clone();
                 if !now.is_connected() {
                     return Err(now.to_string());
@@ -253,11 +262,7 @@ impl Service<AgentKeys> for Running {
                         checked.into_iter().find_map(|(server, reached)| reached.err().map(|why| (server, why)));
                     let result = match wrong {
                         Some((server, why)) => Err(format!("the local server {server} cannot be reached: {why}")),
-            let is_draining = is_draining.load(Ordering::Relaxed);
                         None => Ok(()),
-                if is_draining {
-                    return Err("it is about to end".into());
-                }
                     };
                     *found = Some((Instant::now(), result));
                 }
@@ -307,6 +312,7 @@ impl Service<AgentKeys> for Running {
     }
 
     async fn shutdown(&self, grace: Duration) {
+        self.is_draining.store(true, Ordering::Relaxed);
         match &self.link {
             Link::Grpc { tunnel, .. } => tunnel.shutdown(grace).await,
             Link::Ssh { agent, serving } => {
@@ -320,5 +326,4 @@ impl Service<AgentKeys> for Running {
             }
         }
     }
-        self.is_draining.store(true, Ordering::Relaxed);
 }

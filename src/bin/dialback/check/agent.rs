@@ -102,15 +102,16 @@ impl Step {
 pub(super) async fn check(config: &Config<AgentKeys>, report: &mut Report) -> Result<(), Failure> {
     // What is missing or cannot be read is told before anything is dialled.
     check_settings(config)?;
-    let forwards = if config.own.forward.is_empty() { None } else { Some(forwards(config)?) };
-    match Way::of(&config.own)? {
+    let forwards =
+        if config.own.forward.is_empty() { None } else { Some(forwards(config).map_err(Failure::of_configuration)?) };
+    match Way::of(&config.own).map_err(Failure::of_configuration)? {
         Some(way) => {
             report.begin();
             report.title(&way.url);
             check_way(&way, report).await;
         }
         None => {
-            let (_, first) = builder(&config.own).await?;
+            let (_, first) = builder(&config.own).await.map_err(Failure::of_configuration)?;
             report.begin();
             let hubs = if config.own.hub.is_empty() { vec![Address(first)] } else { config.own.hub.clone() };
             for hub in hubs {

@@ -175,6 +175,23 @@ impl<T: Table> Config<T> {
         Ok(())
     }
 
+    /// Refuses nothing at all where nothing would work with it, by the names of fields.
+    ///
+    /// # Errors
+    /// When one of them is 0.
+    pub(crate) fn refuse_zero(&self, fields: &[&str]) -> Result<(), Failure> {
+        for key in T::KEYS.iter().filter(|key| fields.contains(&key.field)) {
+            let given = self.values.get(&key.id());
+            let text = given.and_then(|given| given.texts.last());
+            // Whatever its unit is.
+            if text.is_some_and(|text| text.chars().filter(char::is_ascii_digit).all(|digit| digit == '0')) {
+                let place = place(key, given);
+                return Err(Failure::usage(format!("{place}: with 0 nothing works: leave it out, or write more")));
+            }
+        }
+        Ok(())
+    }
+
     /// The settings that another configuration has otherwise.
     pub(crate) fn changed(&self, other: &Self) -> Vec<&'static Key> {
         let texts = |of: &Self, key: &Key| of.values.get(&key.id()).map(|given| given.texts.clone());
