@@ -134,6 +134,26 @@ async fn first_step_that_fails_is_named_with_what_to_do() {
     assert!(ticks(&text).contains(&"host key".to_owned()), "{text}");
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn output_that_cannot_be_written_is_told() {
+    let site = Site::start().await;
+    let run = async |stdout: &str| {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "\"$0\" check hub --listen 127.0.0.1:0 --host-key hub_key --authorized-keys authorized_keys {stdout}"
+        );
+        command.current_dir(site.directory.path()).args(["-c", &script, env!("CARGO_BIN_EXE_dialback")]);
+        let Output { status, stderr, .. } = soon("the end", command.output()).await.unwrap();
+        (status.code(), String::from_utf8(stderr).unwrap())
+    };
+    let (code, said) = run(">/dev/full").await;
+    assert!(code == Some(1) && said.contains("stdout cannot be written") && !said.contains("panic"), "{code:?} {said}");
+    // Nobody reads the pipe any more.
+    let (code, said) = run("| true").await;
+    assert!(code == Some(0) && said.is_empty(), "{code:?} {said}");
+}
+
 #[tokio::test]
 async fn several_hubs_are_checked_each_and_local_servers_too() {
     let site = Site::start().await;

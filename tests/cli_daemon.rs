@@ -160,14 +160,24 @@ async fn agent_waits_for_its_hub_and_not_for_a_wrong_one() {
     assert!(said.contains("principals=\"laptop-1\""), "{said}");
 }
 
+/// The log may be a moment ahead of it.
+async fn until_not_ready(admin: std::net::SocketAddr) {
+    let told = (503, "not ready: it is about to end\n".to_owned());
+    soon("it is not ready", async { while http_get(admin, "GET /readyz").await != told {} }).await;
+}
+
 #[tokio::test]
 async fn first_signal_drains_and_the_second_cuts_off() {
     for role in ["agent", "hub"] {
         for forced in [false, true] {
             let (files, beside) = (Files::new(), Beside::start());
-            let (hub, ports) = files.hub(&["--grace", "60s"]).await;
-            let forward = beside.address.to_string();
-            let agent = files.agent(&ports.hub.to_string(), &forward, &["--grace", "60s"]).await;
+            let more = ["--grace", "60s", "--admin", "127.0.0.1:0"];
+            let (hub, ports) = files.hub(&more).await;
+            let arguments = files.agent_arguments(&ports.hub.to_string(), &beside.address.to_string());
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(more).collect();
+            let mut agent = Daemon::start(&arguments);
+            let admin = agent.logs("agent starts").await["admin"].as_str().map(|text| text.parse().expect("one"));
+            agent.logs("agent ready").await;
             let mut client = call_through(ports.gateway).await;
             let (send, requests) = tokio::sync::mpsc::channel(4);
             send.send(payload("1")).await.expect("it takes it");
@@ -175,9 +185,12 @@ async fn first_signal_drains_and_the_second_cuts_off() {
             let mut chat = soon("a chat", client.chat(requests)).await.expect("a chat").into_inner();
             assert_eq!(soon("an answer", chat.message()).await.expect("no status"), Some(payload("1")));
 
-            let (mut daemon, _other) = if role == "hub" { (hub, agent) } else { (agent, hub) };
+            let (mut daemon, admin, _other) =
+                if role == "hub" { (hub, ports.admin, agent) } else { (agent, admin, hub) };
             daemon.signal("TERM");
             daemon.logs("stopping").await;
+            let admin = admin.expect("an admin address");
+            until_not_ready(admin).await;
             send.send(payload("2")).await.expect("it takes it");
             assert_eq!(soon("an answer", chat.message()).await.expect("it goes on"), Some(payload("2")));
             if forced {
@@ -390,7 +403,7 @@ async fn keys_may_be_several_encrypted_and_certified() {
 
     let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
     let said = said.join("\n");
-    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(status.code(), Some(64), "{said}");
     assert!(said.contains("is encrypted") && said.contains("--identity-passphrase-file"), "{said}");
 
     files.write("passphrase", "secret\n");
@@ -413,7 +426,7 @@ async fn key_may_be_a_credential_of_systemd() {
     let arguments = files.hub_arguments();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-format", "json"]).collect();
     let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
-    assert_eq!(status.code(), Some(1), "{said:?}");
+    assert_eq!(status.code(), Some(64), "{said:?}");
     let mut command = dialback(&arguments);
     command.env("CREDENTIALS_DIRECTORY", files.dir.path());
     Daemon(Peer::start(&mut command)).logs("hub ready").await;
@@ -447,13 +460,34 @@ async fn agents_come_by_websocket_and_by_unix_socket() {
 }
 
 #[tokio::test]
+async fn tokens_in_addresses_are_not_logged() {
+    let files = Files::new();
+    let arguments = files.agent_arguments("ws://127.0.0.1:1/tunnel?token=s3cret", "127.0.0.1:1");
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-level", "trace"]).collect();
+    let mut agent = Daemon::start(&arguments);
+    assert_eq!(agent.logs("agent starts").await["hub"], "ws://127.0.0.1:1/tunnel?…");
+    agent.logs("the hub is not there yet").await;
+    agent.signal("TERM");
+    let (_, said) = agent.ended().await;
+    assert!(!said.iter().any(|line| line.contains("s3cret")), "{said:?}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_says_what_to_do() {
     let files = Files::new();
     let (host, keys) = (files.path("host"), files.path("authorized_keys"));
     let hub = ["hub", "--listen", "127.0.0.1:0", "--host-key", &host, "--authorized-keys", &keys];
     let missing = files.path("missing");
+    let (key, fingerprint) = (files.path("agent"), files.fingerprint.clone());
+    let agent = |hub| ["agent", "--forward", "h:1", "--hub", hub, "--identity", &key];
+    let pinned = ["--id", "a", "--host-key-fingerprint", &fingerprint];
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = taken.local_addr().expect("an address").to_string();
+    files.write("open_key", &std::fs::read_to_string(&host).expect("the key"));
+    let open = files.path("open_key");
+    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
     let cases: Vec<(Vec<&str>, i32, &str)> = vec![
-        (vec!["hub", "--host-key", &missing, "--authorized-keys", &keys], 1, "make one with `dialback keygen`"),
+        (vec!["hub", "--host-key", &missing, "--authorized-keys", &keys], 64, "make one with `dialback keygen`"),
         (vec!["hub", "--authorized-keys", &keys], 64, "--host-key FILE"),
         (vec!["hub", "--host-key", &host], 64, "--authorized-keys FILE"),
         ([&hub[..], &["--gateway", "0.0.0.0:0"]].concat(), 64, "--policy FILE"),
@@ -461,6 +495,23 @@ async fn what_cannot_be_says_what_to_do() {
         ([&hub[..], &["--keepalive", "10"]].concat(), 64, "--keepalive: `10` is no time: write 500ms, 10s"),
         ([&hub[..], &["--log-level", "a=b=c"]].concat(), 64, "is no log level"),
         ([&hub[..], &["--log-level", "inof"]].concat(), 64, "write inof=trace"),
+        (vec!["hub", "--host-key", &open, "--authorized-keys", &keys], 64, "chmod 600"),
+        (vec!["hub", "--host-key", &host, "--authorized-keys", &missing], 64, "cannot read"),
+        ([&hub[..], &["--listen", "foo"]].concat(), 64, "write host:port"),
+        ([&hub[..], &["--gateway", "bar"]].concat(), 64, "--gateway: `bar` is no address: write HOST:PORT"),
+        ([&hub[..], &["--gateway", &taken]].concat(), 1, "is another gateway running"),
+        ([&hub[..], &["--admin", "9099"]].concat(), 64, "--admin: `9099` is no address: write HOST:PORT"),
+        ([&hub[..], &["--proxy-protocol", "--trusted-proxies", "zzz"]].concat(), 64, "--trusted-proxies: "),
+        ([&hub[..], &["--gateway", "127.0.0.1:0", "--policy", &missing]].concat(), 64, "cannot read the policy"),
+        ([&hub[..], &["--login-timeout", "0s"]].concat(), 64, "--login-timeout: with 0 nothing works"),
+        ([&hub[..], &["--max-calls", "0"]].concat(), 64, "--max-calls: with 0 nothing works"),
+        ([&agent("h:1")[..], &["--id", "BAD", "--host-key-fingerprint", &fingerprint]].concat(), 64, "--id: "),
+        ([&agent("h:1")[..], &["--id", "a", "--host-key-fingerprint", "SHA256:AAAA"]].concat(), 64, "fingerprint"),
+        ([&agent("bad host")[..], &pinned].concat(), 64, "is not a hub's address"),
+        ([&agent("wss://u:pw@h/t")[..], &pinned].concat(), 64, "nor a password is part of it"),
+        ([&agent("h:1")[..], &pinned, &["--remote", "zzz"]].concat(), 64, "is not what a server can listen on"),
+        ([&agent("h:1")[..], &pinned, &["--proxy", "gopher://p"]].concat(), 64, "the proxy that was set is none"),
+        (vec!["agent", "--forward", "https://h:1", "--forward-ca", &missing], 64, "missing"),
         (vec!["agent"], 64, "--forward 127.0.0.1:50051"),
         (vec!["agent", "--forward", "50051"], 64, "write host:port"),
         (vec!["agent", "--forward", "h:1", "--forward", "h:2"], 64, "take the same calls"),
@@ -471,6 +522,6 @@ async fn what_cannot_be_says_what_to_do() {
         let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
         let said = said.join("\n");
         assert_eq!(status.code(), Some(code), "{arguments:?}: {said}");
-        assert!(said.contains(text), "{arguments:?}: {said}");
+        assert!(said.contains(text) && !said.contains(":pw"), "{arguments:?}: {said}");
     }
 }

@@ -58,6 +58,27 @@ fn start_agent(files: &Files, hub: &str, forward: &str, more: &[&str]) -> Daemon
 }
 
 #[tokio::test]
+async fn proxies_of_the_environment_are_not_passed_over_in_silence() {
+    let files = files().await;
+    let arguments = agent_arguments(&files, "grpc://127.0.0.1:1", "127.0.0.1:1");
+    let start = |no_proxy: &str, more: &[&str]| {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(["--log-format", "json"]).collect();
+        let mut command = dialback(&[&arguments, more].concat());
+        command.env("ALL_PROXY", "http://me:secret@127.0.0.1:3128").env("NO_PROXY", no_proxy);
+        Daemon(Peer::start(&mut command))
+    };
+    let told = start("", &[]).logs("the environment names a proxy").await;
+    assert_eq!(told["proxy"], "http://127.0.0.1:3128");
+    for (no_proxy, more) in [("", &["--no-proxy"][..]), ("127.0.0.0/8", &[])] {
+        let mut agent = start(no_proxy, more);
+        agent.logs("the hub is not there yet").await;
+        agent.signal("TERM");
+        let (_, said) = agent.ended().await;
+        assert!(!said.iter().any(|line| line.contains("names a proxy")), "{said:?}");
+    }
+}
+
+#[tokio::test]
 async fn calls_pass_with_tls_and_without() {
     let (files, beside) = (files().await, Beside::start());
     let certificates = Certificates::of(files.dir.path(), &["127.0.0.1"]);
@@ -260,10 +281,10 @@ async fn what_cannot_be_says_what_to_do() {
         (vec!["hub", "--listen", "grpc://127.0.0.1:0"], 64, "--agent-tokens FILE"),
         (vec!["hub", "--listen", "grpcs://127.0.0.1:0", "--agent-tokens", &tokens], 64, "--tls-cert and --tls-key"),
         (vec!["hub", "--listen", "grpc://0.0.0.0:0", "--agent-tokens", &tokens], 64, "use grpcs://"),
-        (vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &token], 1, "laptop-1.token:1: "),
+        (vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &token], 64, "laptop-1.token:1: "),
         ([&agent[..], &["--hub", "grpc://127.0.0.1:1"]].concat(), 64, "--token-file FILE"),
-        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &missing]].concat(), 1, "keygen token"),
-        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &open]].concat(), 1, "chmod 600"),
+        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &missing]].concat(), 64, "keygen token"),
+        ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &open]].concat(), 64, "chmod 600"),
         ([&agent[..], &["--hub", "grpc://hub.example:1", "--token-file", &token]].concat(), 64, "grpcs://"),
         ([&agent[..], &["--hub", "grpcs://hub.example", "--token-file", &token]].concat(), 64, "HOST:PORT"),
         (

@@ -107,6 +107,33 @@ fn line_about_a_key_that_is_there_is_about_the_private_one() {
     assert!(out == line && said.contains("at its word"), "{out} {said}");
 }
 
+/// Many systems give each user a group, and 002 as umask.
+#[cfg(unix)]
+#[test]
+fn files_of_lines_are_none_that_a_hub_refuses() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("authorized_keys");
+    let run = |umask: &str, id: &str| {
+        let script = format!("umask {umask}; exec \"$0\" keygen agent {id} --append authorized_keys");
+        let mut shell = Command::new("sh");
+        shell.current_dir(directory.path()).args(["-c", &script, env!("CARGO_BIN_EXE_dialback")]);
+        let Output { status, stderr, .. } = shell.output().unwrap();
+        assert!(status.success(), "{stderr:?}");
+        String::from_utf8(stderr).unwrap()
+    };
+    let said = run("002", "a");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+    assert!(!said.contains("chmod"), "{said}");
+    AuthorizedKeys::open(&path).unwrap();
+    // One that somebody else has made is left as it is, and told of.
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o664)).unwrap();
+    let said = run("022", "b");
+    assert!(said.contains("chmod go-w authorized_keys"), "{said}");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o664);
+}
+
 #[test]
 fn lines_are_added_to_a_file_once_and_after_what_is_there() {
     let directory = tempfile::tempdir().unwrap();

@@ -335,13 +335,14 @@ impl AgentBuilder {
     fn by_address(mut self, hub: String) -> Result<(Arc<Shared>, Backoff), ConnectError> {
         let egress = std::mem::replace(&mut self.egress, Ok(Egress::Direct))?;
         let way = |hub: String| {
-            let address =
-                Address::parse_to_dial(&hub).map_err(|why| ConnectError::InvalidAddress { given: hub.clone(), why })?;
+            let shown = Address::shown(&hub);
+            let address = Address::parse_to_dial(&hub)
+                .map_err(|why| ConnectError::InvalidAddress { given: shown.clone(), why })?;
             let name = address.name();
             #[cfg(unix)]
             if matches!(egress, Egress::Command(_)) && !crate::carrier::command::is_plain(&name.host) {
                 let why = "a command can be given a host of letters, digits, dots and dashes alone";
-                return Err(ConnectError::InvalidAddress { given: hub, why });
+                return Err(ConnectError::InvalidAddress { given: shown, why });
             }
             let to = To {
                 address,
@@ -350,7 +351,7 @@ impl AgentBuilder {
                 tls_roots: self.tls_roots.clone(),
             };
             let dialer = Dialer::To(Box::new(to));
-            Ok(Way { hub, name, dialer })
+            Ok(Way { hub: shown, name, dialer })
         };
         let ways = std::iter::once(hub).chain(self.fallbacks.clone()).map(way);
         let ways = ways.collect::<Result<_, ConnectError>>()?;

@@ -39,7 +39,7 @@ const HEAD_START: Duration = Duration::from_millis(500);
 
 /// A way to a hub.
 pub(super) struct Way {
-    /// The hub, as the user wrote it.
+    /// The hub, as the user wrote it but for secrets.
     pub(super) hub: String,
     /// The name that its host key is looked up by.
     pub(super) name: HostPort,

@@ -20,7 +20,7 @@ pub enum ConnectError {
     /// The text names no hub.
     #[error("`{}` is not a hub's address: {why}", .given.escape_debug())]
     InvalidAddress {
-        /// What was given.
+        /// What was given, without what may be a secret.
         given: String,
         /// What is wrong with it.
         why: &'static str,

@@ -119,6 +119,23 @@ impl Address {
         HostPort::parse(rest).map(Self::Tcp).ok_or(TCP)
     }
 
+    /// What somebody wrote for a hub, without what may be a secret: for logs and errors.
+    pub(crate) fn shown(text: &str) -> String {
+        let parsed = Self::parse(text);
+        #[cfg(unix)]
+        if let Ok(Self::Unix(_)) = parsed {
+            return text.to_owned();
+        }
+        let (before, rest) = text.split_at(text.find("://").map_or(0, |at| at + 3));
+        let (user, rest) = match rest.rsplit_once('@') {
+            // A password may have any character in it.
+            Some((_, host)) if parsed.is_err() => ("***@", host),
+            _ => ("", rest),
+        };
+        let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?…"));
+        format!("{before}{user}{rest}{query}")
+    }
+
     /// The name under which `known_hosts` knows the hub.
     pub(crate) fn name(&self) -> HostPort {
         match self {
@@ -135,6 +152,21 @@ impl Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        for (given, shown) in [
+            ("hub.example.com:2222", "hub.example.com:2222"),
+            ("me:secret@hub:22", "***@hub:22"),
+            ("wss://u:p/w?x@hub/t?token=s3cret", "wss://***@hub/t?…"),
+            #[cfg(unix)]
+            ("unix:/run/a?b@c", "unix:/run/a?b@c"),
+            #[cfg(feature = "websocket")]
+            ("wss://hub/@t?token=s3cret@x", "wss://hub/@t?…"),
+        ] {
+            assert_eq!(Address::shown(given), shown);
+        }
+    }
 
     #[test]
     fn host_and_port_are_taken_apart() {

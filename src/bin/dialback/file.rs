@@ -12,7 +12,7 @@ pub(crate) const SECRET: u64 = 64 << 10;
 /// # Errors
 /// When it cannot be read, or is larger than `limit` bytes.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
-    up_to(path, limit).map_err(|error| Failure::because(format!("{} cannot be read", path.display()), &error))
+    up_to(path, limit).map_err(|error| Failure::of_system(format!("{} cannot be read", path.display()), &error))
 }
 
 /// # Errors

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dialback::gateway::{Gateway, PolicyFile};
+use dialback::gateway::{Gateway, GatewayError, PolicyFile};
 use dialback::{AuthorizedKeys, BindError, EventsError, Hub, HubBuilder, PrivateKey, PublicKey};
 
 use crate::config::{Balance, Config, ConfigArgs, HubKeys, Key, TunnelPolicy};
-use crate::daemon::admin::{Readiness, readiness};
+use crate::daemon::admin::{Readiness, is_no_address, no_address, readiness};
 use crate::daemon::keys::{Passphrase, certify};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
@@ -58,10 +58,12 @@ struct Running {
 async fn start(config: Config<HubKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
     check_settings(&config)?;
-    let (builder, host_key) = builder(keys)?;
+    let (builder, host_key) = builder(keys).map_err(Failure::of_configuration)?;
     let because = |error| match error {
         error @ BindError::InvalidAddress { .. } => Failure::usage(error),
-        error => Failure::because("the hub cannot start", &error),
+        BindError::TrustedProxies { why } => Failure::usage(format!("--trusted-proxies: {why}")),
+        error @ BindError::Listen { .. } => Failure::because("the hub cannot start", &error),
+        error => Failure::misconfigured("the hub cannot start", &error),
     };
     let hub = builder.start().map_err(because)?;
     drop(hub.incoming()); // agents are called here, and call nothing
@@ -138,6 +140,24 @@ pub(crate) fn check_settings(config: &Config<HubKeys>) -> Result<(), Failure> {
         let why = "no --listen and no --websocket is for agents by SSH: set one, or leave this out";
         config.refuse(|field| of_ssh.contains(&field), why)?;
     }
+    let needed = [
+        "login_timeout",
+        "open_timeout",
+        "max_auth_attempts",
+        "unauthenticated",
+        "unauthenticated_per_source",
+        "max_channels",
+        "max_calls",
+        "gateway_max_calls_per_caller",
+        "gateway_max_connections",
+        "gateway_max_calls_per_connection",
+        "gateway_max_header_list",
+        "gateway_max_held",
+        "gateway_stall_timeout",
+        "gateway_max_duration",
+        "gateway_idle_timeout",
+    ];
+    config.refuse_zero(&needed)?;
     if keys.gateway.is_none() {
         let why = "it is for the gateway: set --gateway HOST:PORT, too, or leave this out";
         config.refuse(|field| field == "policy" || field.starts_with("gateway_"), why)?;
@@ -261,7 +281,8 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
         builder = builder.suffix(suffix);
     }
     if let Some(path) = &keys.policy {
-        let policy = PolicyFile::open(path).map_err(|error| Failure::because("the policy cannot be used", &error))?;
+        let policy =
+            PolicyFile::open(path).map_err(|error| Failure::misconfigured("the policy cannot be used", &error))?;
         builder = builder.policy(policy);
     }
     builder = match (&keys.gateway_tls_cert, &keys.gateway_tls_key) {
@@ -290,8 +311,10 @@ async fn gateway(keys: &HubKeys, hub: &Hub, address: &str) -> Result<Gateway, Fa
     let builder = set(builder, keys.gateway_max_duration, |builder, time| builder.max_duration(time));
     let builder = set(builder, keys.gateway_idle_timeout, |builder, time| builder.idle_timeout(time));
     builder.bind(address).await.map_err(|error| match error {
-        dialback::gateway::GatewayError::NeedsPolicy { address } => needs_policy(address),
-        error => Failure::because("the gateway cannot start", &error),
+        GatewayError::NeedsPolicy { address } => needs_policy(address),
+        GatewayError::Listen { source, .. } if is_no_address(&source) => no_address("gateway", address),
+        error @ GatewayError::Listen { .. } => Failure::because("the gateway cannot start", &error),
+        error => Failure::misconfigured("the gateway cannot start", &error),
     })
 }
 

@@ -8,8 +8,12 @@ use clap::{Args, Subcommand};
 use dialback::{AgentId, KeyError, PrivateKey, PublicKey};
 
 use crate::failure::Failure;
+use crate::file;
 use crate::grpc::print;
 use crate::tokens;
+
+/// The largest file that lines are added to, in bytes: as large as a hub's list of keys may be.
+const LIST: u64 = 16 << 20;
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -145,12 +149,11 @@ fn public_key(path: &Path, line: &LineArgs) -> Result<PublicKey, Failure> {
 
 /// The public half of a key that is there. What lies beside the private key counts only where that is somewhere else.
 fn existing(path: &Path, beside: &Path) -> Result<PublicKey, Failure> {
-    let public = match fs::read_to_string(beside) {
-        Ok(text) => {
-            let wrong = |error| Failure::because(format_args!("{} is no public key", beside.display()), &error);
-            Some(text.trim().parse::<PublicKey>().map_err(wrong)?)
-        }
-        Err(_) => None,
+    let public = if beside.exists() {
+        let wrong = |error| Failure::because(format_args!("{} is no public key", beside.display()), &error);
+        Some(file::read_text(beside, file::SECRET)?.trim().parse::<PublicKey>().map_err(wrong)?)
+    } else {
+        None
     };
     match (PrivateKey::public_key_in(path), public) {
         (Ok(own), Some(public)) if own != public => Err(Failure::new(format_args!(
@@ -180,11 +183,7 @@ fn put(lines: &[String], to: &LineArgs, whose: &str) -> Result<(), Failure> {
         return print(format!("{}\n", lines.join("\n")).as_bytes());
     };
     let failed = |error: &std::io::Error| Failure::because(format_args!("cannot add to {}", path.display()), error);
-    let there = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(failed(&error)),
-    };
+    let there = if path.exists() { file::read_text(path, LIST)? } else { String::new() };
     let new: Vec<_> = lines.iter().filter(|line| !there.lines().any(|known| known == **line)).collect();
     let mut text = String::new();
     // A last line that nobody has ended would swallow the first of these.
@@ -195,9 +194,23 @@ fn put(lines: &[String], to: &LineArgs, whose: &str) -> Result<(), Failure> {
         text.push_str(line);
         text.push('\n');
     }
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| failed(&error))?;
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    // Where a user's group may write what that user makes (umask 002), a hub would refuse it.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+    let mut file = options.open(path).map_err(|error| failed(&error))?;
+    file.write_all(text.as_bytes()).map_err(|error| failed(&error))?;
     say(format_args!("{} of {} lines added to {}, for {whose}", new.len(), lines.len(), path.display()));
+    #[cfg(unix)]
+    {
+        let metadata = file.metadata().map_err(|error| failed(&error))?;
+        let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777;
+        if metadata.is_file() && mode & 0o022 != 0 {
+            let path = path.display();
+            say(format_args!("others may write {path} (mode {mode:04o}), and a hub refuses it so: chmod go-w {path}"));
+        }
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 use crate::failure::Failure;
+use crate::file;
 
 /// The largest file of tokens, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -50,7 +51,7 @@ pub(crate) fn own(file: Option<&Path>) -> Result<String, Failure> {
                 _ => failed(error),
             })?;
             refuse_others(path, &metadata, 0o077, "chmod 600")?;
-            fs::read_to_string(path).map_err(failed)?
+            file::read_text(path, file::SECRET)?
         }
         None => match std::env::var(VARIABLE) {
             Ok(text) if !text.is_empty() => text,

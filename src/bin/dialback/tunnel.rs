@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dialback::grpctunnel::{OpenError, ReverseTunnel, TunnelBuilder};
-use dialback::{AgentId, tune_endpoint};
+use dialback::{Agent, AgentId, PrivateKey, tune_endpoint};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -24,7 +24,7 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::config::AgentKeys;
+use crate::config::{AgentKeys, without_secrets};
 use crate::failure::Failure;
 use crate::grpc::hub_tls;
 use crate::hub::set;
@@ -114,7 +114,9 @@ impl Way {
             None => (false, url.strip_prefix("grpc://").unwrap_or_default()),
         };
         let write = "write grpcs://HOST:PORT, such as grpcs://hub.example.com:443";
-        let wrong = |why: &str| Failure::usage(format!("`{}` is not a hub's address: {why}", url.escape_debug()));
+        let wrong = |why: &str| {
+            Failure::usage(format!("`{}` is not a hub's address: {why}", without_secrets(url).escape_debug()))
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let authority: http::uri::Authority = rest.parse().map_err(|_| wrong(write))?;
         let port = authority.port_u16().filter(|port| *port != 0).ok_or_else(|| wrong(write))?;
@@ -155,6 +157,14 @@ impl Way {
         };
         let metadata = tokens::shown(&token)?;
         Ok(Some(Self { url: url.0.clone(), id, token, metadata, host, port, tls, settings }))
+    }
+
+    /// The proxy that the environment names for such a hub, without user and password. None is taken.
+    pub(crate) fn passed_proxy(&self) -> Option<String> {
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        // What would be taken where proxies are; nobody dials with this key.
+        Agent::builder(self.id.as_str(), PrivateKey::generate()).proxy_to(&format!("{scheme}://{host}:{}/", self.port))
     }
 
     /// Opens a tunnel by which the hub calls `routes`. One that is not there yet is waited for.

@@ -159,6 +159,14 @@ pub enum AuthorizedKeysError {
         /// Its mode bits.
         mode: u32,
     },
+    /// It belongs to somebody else than this process's user or root (Unix only), who may let anybody in.
+    #[error("{path} belongs to the user with the id {owner}, and not to the one that this runs as, or root: run `chown` on it", path = .path.display())]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// The user's id.
+        owner: u32,
+    },
     /// It is larger than any such file should be.
     #[error("{} is larger than {} MiB", .path.display(), MAX_FILE >> 20)]
     TooLarge {

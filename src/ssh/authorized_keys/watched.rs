@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::ssh::authorized_keys::AuthorizedKeysError;
+#[cfg(unix)]
+use crate::ssh::key::file::is_own;
 use crate::stamp::Stamp;
 
 /// The largest file, in bytes: about 150,000 keys.
@@ -119,6 +121,9 @@ impl<T> Watched<T> {
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt;
+            if !is_own(metadata) {
+                return Err(AuthorizedKeysError::Owner { path: self.path.clone(), owner: metadata.uid() });
+            }
             let mode = metadata.mode() & 0o7777;
             if mode & 0o022 != 0 {
                 return Err(AuthorizedKeysError::WritableByOthers { path: self.path.clone(), mode });
@@ -229,6 +234,20 @@ mod tests {
                 assert!(watched.last().is_none());
             }
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_of_somebody_else_is_not_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        fs::write(&path, "one").expect("written");
+        if std::os::unix::fs::chown(&path, Some(65534), None).is_err() {
+            return; // not root, who alone can do that
+        }
+        let (watched, reads) = (Watched::new(path, Absence::Fault), Cell::new(0));
+        let error = text(&watched, later(), &reads).expect_err("it is somebody else's");
+        assert!(matches!(error, AuthorizedKeysError::Owner { owner: 65534, .. }), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod ssh;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dialback::grpctunnel::ReverseTunnel;
@@ -13,11 +14,11 @@ use tokio::task::JoinHandle;
 
 pub(crate) use self::ssh::{builder, explain};
 
-use crate::config::{AgentKeys, Config, ConfigArgs, Key};
+use crate::config::{AgentKeys, Config, ConfigArgs, Key, without_secrets};
 use crate::daemon::admin::{Readiness, readiness};
 use crate::daemon::{self, Service, notify};
 use crate::failure::Failure;
-use crate::grpc::check_pair;
+use crate::grpc::{certificates, check_pair};
 use crate::hub::set;
 use crate::tunnel::{self, Way};
 
@@ -57,6 +58,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<(), Failure> {
 struct Running {
     link: Link,
     forwards: Forwards,
+    is_draining: Arc<AtomicBool>,
 }
 
 /// How the hub is to be reached.
@@ -105,21 +107,29 @@ impl Link {
 
 async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<Running, Failure> {
     let keys = &config.own;
-    let forwards = forwards(&config)?;
+    let forwards = forwards(&config).map_err(Failure::of_configuration)?;
     check_settings(&config)?;
-    let plan = match Way::of(keys)? {
+    let plan = match Way::of(keys).map_err(Failure::of_configuration)? {
         Some(way) => Plan::Grpc(Box::new(way)),
         None => {
-            let (builder, hub) = builder(keys).await?;
+            let (builder, hub) = builder(keys).await.map_err(Failure::of_configuration)?;
             Plan::Ssh(Box::new(builder), hub)
         }
     };
     tracing::info!(
-        hub = plan.hub(),
+        hub = without_secrets(plan.hub()),
         forward = keys.forward.iter().map(|rule| &*rule.0).collect::<Vec<_>>().join(","),
         admin = admin.map(|address| address.to_string()),
         "agent starts"
     );
+    if let (Plan::Grpc(way), false) = (&plan, keys.no_proxy)
+        && let Some(proxy) = way.passed_proxy()
+    {
+        tracing::warn!(
+            proxy,
+            "the environment names a proxy, which a hub at grpcs:// is not reached by: --no-proxy says that this is meant"
+        );
+    }
     notify::status("connecting to the hub");
     let link = match plan {
         Plan::Grpc(way) => {
@@ -141,7 +151,7 @@ async fn start(config: Config<AgentKeys>, admin: Option<SocketAddr>) -> Result<R
             tracing::warn!(server, %error, "the local server cannot be reached yet: calls to it fail until it is there");
         }
     }
-    Ok(Running { link, forwards })
+    Ok(Running { link, forwards, is_draining: Arc::default() })
 }
 
 /// The local servers.
@@ -157,6 +167,10 @@ pub(crate) fn forwards(config: &Config<AgentKeys>) -> Result<Forwards, Failure> 
         let why =
             "no --forward is https://: write --forward https://HOST:PORT for a server with TLS, or leave this out";
         config.refuse(|field| matches!(field, "forward_ca" | "forward_cert" | "forward_key"), why)?;
+    }
+    if let Some(path) = &keys.forward_ca {
+        // They are read at each connection; what is wrong is said now.
+        certificates(path)?;
     }
     let tls = set(ForwardTls::new(), keys.forward_ca.as_ref(), ForwardTls::roots);
     let tls = match (&keys.forward_cert, &keys.forward_key) {
@@ -177,6 +191,7 @@ pub(crate) fn forwards(config: &Config<AgentKeys>) -> Result<Forwards, Failure> 
 /// The first of these, with what to do.
 pub(crate) fn check_settings(config: &Config<AgentKeys>) -> Result<(), Failure> {
     let keys = &config.own;
+    config.refuse_zero(&["login_timeout", "max_channels"])?;
     if let Some(hub) = keys.hub.iter().find(|hub| tunnel::is_meant(hub)) {
         let why = format!("it is for hubs of SSH, and {} is none: leave it out", hub.0);
         let of_ssh = [
@@ -223,14 +238,18 @@ pub(crate) fn check_settings(config: &Config<AgentKeys>) -> Result<(), Failure> 
 }
 
 impl Service<AgentKeys> for Running {
-    /// A tunnel stands, and every local server accepts connections.
+    /// A tunnel stands, every local server accepts connections, and it is not about to end.
     fn readiness(&self) -> Readiness {
         type Found = Option<(Instant, Result<(), String>)>;
         let found: Arc<Mutex<Found>> = Arc::default();
-        let (status, forwards) = (self.link.status(), self.forwards.clone());
+        let (status, forwards, is_draining) = (self.link.status(), self.forwards.clone(), self.is_draining.clone());
         readiness(move || {
             let (status, forwards, found) = (status.clone(), forwards.clone(), found.clone());
+            let is_draining = is_draining.load(Ordering::Relaxed);
             async move {
+                if is_draining {
+                    return Err("it is about to end".into());
+                }
                 let now = status.borrow().clone();
                 if !now.is_connected() {
                     return Err(now.to_string());
@@ -293,6 +312,7 @@ impl Service<AgentKeys> for Running {
     }
 
     async fn shutdown(&self, grace: Duration) {
+        self.is_draining.store(true, Ordering::Relaxed);
         match &self.link {
             Link::Grpc { tunnel, .. } => tunnel.shutdown(grace).await,
             Link::Ssh { agent, serving } => {

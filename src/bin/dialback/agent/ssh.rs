@@ -21,6 +21,12 @@ pub(crate) fn explain(error: &ConnectError, keys: &AgentKeys) -> Failure {
         ConnectError::HostKey { .. } => {
             "compare the fingerprint with the one that the hub prints when it starts; if it is right, put it in --known-hosts or --host-key-fingerprint".into()
         }
+        ConnectError::InvalidAgentId(error) => return Failure::usage(format!("--id: {error}")),
+        ConnectError::InvalidRemote { .. }
+        | ConnectError::InvalidAddress { .. }
+        | ConnectError::InvalidLabel(_)
+        | ConnectError::InvalidProxy { .. }
+        | ConnectError::TlsRoots(_) => return Failure::misconfigured("the hub cannot be dialled", error),
         ConnectError::ForwardRefused { .. } => "the flag for that is --forward-request-optional".into(),
         _ => return failure,
     };

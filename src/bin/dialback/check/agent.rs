@@ -12,7 +12,7 @@ use tonic::service::Routes;
 
 use super::Report;
 use crate::agent::{builder, check_settings, explain, forwards};
-use crate::config::{Address, AgentKeys, Config};
+use crate::config::{Address, AgentKeys, Config, without_secrets};
 use crate::failure::Failure;
 use crate::tunnel::{self, Failed, Way};
 
@@ -102,25 +102,26 @@ impl Step {
 pub(super) async fn check(config: &Config<AgentKeys>, report: &mut Report) -> Result<(), Failure> {
     // What is missing or cannot be read is told before anything is dialled.
     check_settings(config)?;
-    let forwards = if config.own.forward.is_empty() { None } else { Some(forwards(config)?) };
-    match Way::of(&config.own)? {
+    let forwards =
+        if config.own.forward.is_empty() { None } else { Some(forwards(config).map_err(Failure::of_configuration)?) };
+    match Way::of(&config.own).map_err(Failure::of_configuration)? {
         Some(way) => {
             report.begin();
             report.title(&way.url);
             check_way(&way, report).await;
         }
         None => {
-            let (_, first) = builder(&config.own).await?;
+            let (_, first) = builder(&config.own).await.map_err(Failure::of_configuration)?;
             report.begin();
             let hubs = if config.own.hub.is_empty() { vec![Address(first)] } else { config.own.hub.clone() };
             for hub in hubs {
-                report.title(&hub);
+                report.title(&without_secrets(&hub));
                 check_hub(&config.own, &hub, report).await?;
             }
         }
     }
     match forwards {
-        None => anstream::println!("\nno --forward is set, so no local server was looked at"),
+        None => report.title("no --forward is set, so no local server was looked at"),
         Some(forwards) => {
             report.title("local servers");
             for (server, reached) in forwards.check(PATIENCE).await {

@@ -5,6 +5,7 @@ mod hub;
 
 use std::path::Path;
 
+use anstream::adapter::strip_str;
 use clap::{Args, Subcommand};
 
 use crate::config::{AgentKeys, Config, ConfigArgs, HubKeys};
@@ -62,6 +63,7 @@ pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
             agent::check(&config, &mut report).await?;
         }
     }
+    report.written?;
     if report.well { Ok(()) } else { Err(Failure::told()) }
 }
 
@@ -69,12 +71,14 @@ pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
 struct Report {
     file: String,
     well: bool,
+    /// What was in the way of telling it.
+    written: Result<(), Failure>,
 }
 
 impl Report {
     fn of(file: Option<&Path>) -> Self {
         let file = file.map_or("no file, flags and environment alone".into(), |path| path.display().to_string());
-        Self { file, well: true }
+        Self { file, well: true, written: Ok(()) }
     }
 
     /// The configuration can be looked at.
@@ -83,8 +87,18 @@ impl Report {
         self.step("config", Ok(file));
     }
 
-    fn title(&self, text: &str) {
-        anstream::println!("\n{text}");
+    fn title(&mut self, text: &str) {
+        self.line(&format!("\n{text}"));
+    }
+
+    /// Writes a line, without its colours where stdout is no terminal.
+    fn line(&mut self, text: &str) {
+        if self.written.is_ok() {
+            let choice = anstream::AutoStream::choice(&std::io::stdout());
+            let text =
+                if choice == anstream::ColorChoice::Never { strip_str(text).to_string() } else { text.to_owned() };
+            self.written = print(format!("{text}\n").as_bytes());
+        }
     }
 
     /// Says how a step went; `Err` has what to do.
@@ -92,7 +106,6 @@ impl Report {
         self.well &= went.is_ok();
         let (mark, colour) = if went.is_ok() { ("✓", "\x1b[32m") } else { ("✗", "\x1b[31m") };
         let (Ok(text) | Err(text)) = went;
-        // Where stdout is no terminal the colours are left out.
-        anstream::println!("{}", format!("{colour}{mark}\x1b[0m {what:<11}  {text}").trim_end());
+        self.line(format!("{colour}{mark}\x1b[0m {what:<11}  {text}").trim_end());
     }
 }

@@ -1,6 +1,5 @@
 //! The file: `dialback.toml`.
 
-use std::io::Read;
 use std::path::Path;
 
 use toml::Spanned;
@@ -9,6 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::value::{Form, Kind};
 use super::{Given, Key, Origin, Values, all_keys, nearest};
 use crate::failure::Failure;
+use crate::file;
 
 /// Larger than any configuration.
 const MAX_FILE: u64 = 1 << 20;
@@ -18,13 +18,11 @@ const TABLES: [&str; 4] = ["hub", "agent", "log", "admin"];
 /// # Errors
 /// When it cannot be read, or something in it is no setting; with where.
 pub(super) fn read(path: &Path) -> Result<Values, Failure> {
-    let failed =
-        |error: std::io::Error| Failure::usage(format!("cannot read the configuration {}: {error}", path.display()));
-    let mut text = String::new();
-    std::fs::File::open(path).map_err(failed)?.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(Failure::usage(format!("{} is larger than a configuration may be, 1 MiB", path.display())));
-    }
+    let failed = |error: std::io::Error| {
+        Failure::misconfigured(format!("cannot read the configuration {}", path.display()), &error)
+    };
+    let text = String::from_utf8(file::up_to(path, MAX_FILE).map_err(failed)?);
+    let text = text.map_err(|_| failed(std::io::Error::other("it is no UTF-8")))?;
     let whole = std::path::absolute(path).map_err(failed)?;
     parse(&whole, &text)
 }

@@ -196,6 +196,7 @@ keys! {
         /// No proxy, whatever the environment says.
         no_proxy (""): bool;
         /// A command whose input and output lead to the hub, as OpenSSH's ProxyCommand: %h is the host, %p the port.
+        /// --print-config shows it as it is: leave secrets to the command.
         proxy_command ("COMMAND"): Option<String>;
         /// Authorities that certify the hub's wss:// or grpcs://, in PEM, beside the system's.
         tls_roots ("FILE"): Option<PathBuf>;
@@ -203,7 +204,8 @@ keys! {
         remote ("ADDRESS"): Option<String>;
         /// For hubs that know no forward requests, such as those on Go's x/crypto/ssh.
         forward_request_optional (""): bool;
-        /// After how much silence the hub is asked whether it lives (10s).
+        /// After how much silence the hub is asked whether it lives (10s). A hub at grpcs:// or grpc:// on Go's library, as it
+        /// is set by default, ends connections that ask more often than every 5m: write 6m for it.
         keepalive ("TIME"): Option<Duration>;
         /// After how many unanswered questions the tunnel ends (3).
         keepalive_max ("N"): Option<usize>;

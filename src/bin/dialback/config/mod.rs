@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use self::args::ConfigArgs;
 pub(crate) use self::keys::{AdminKeys, AgentKeys, HubKeys, LogKeys};
+pub(crate) use self::print::without_secrets;
 pub(crate) use self::value::{Address, Balance, KeyName, Kind, LogFormat, Setting, TunnelPolicy};
 
 use crate::failure::Failure;
@@ -169,6 +170,23 @@ impl<T: Table> Config<T> {
             // What is switched off is not asked for.
             if key.kind != Kind::Switch || <bool as Setting>::read(Some(&given.texts)) == Ok(true) {
                 return Err(Failure::usage(format!("{}: {why}", place(key, Some(given)))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses nothing at all where nothing would work with it, by the names of fields.
+    ///
+    /// # Errors
+    /// When one of them is 0.
+    pub(crate) fn refuse_zero(&self, fields: &[&str]) -> Result<(), Failure> {
+        for key in T::KEYS.iter().filter(|key| fields.contains(&key.field)) {
+            let given = self.values.get(&key.id());
+            let text = given.and_then(|given| given.texts.last());
+            // Whatever its unit is.
+            if text.is_some_and(|text| text.chars().filter(char::is_ascii_digit).all(|digit| digit == '0')) {
+                let place = place(key, given);
+                return Err(Failure::usage(format!("{place}: with 0 nothing works: leave it out, or write more")));
             }
         }
         Ok(())

@@ -34,20 +34,27 @@ fn literal(key: &Key, given: &Given) -> String {
 fn quoted(form: Form, text: &str) -> String {
     match form {
         Form::Number => text.to_owned(),
-        Form::Url | Form::Address => toml::Value::from(without_password(text)).to_string(),
+        Form::Url | Form::Address => toml::Value::from(without_secrets(text)).to_string(),
         _ => toml::Value::from(text).to_string(),
     }
 }
 
-/// `socks5://user:***@proxy:1080`.
-fn without_password(url: &str) -> String {
-    let hidden = || {
-        let (before, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
-        let (user, host) = rest.rsplit_once('@')?;
-        let (user, _) = user.split_once(':')?;
-        Some(format!("{before}{user}:***@{host}"))
+/// `socks5://***@proxy:1080`: a user's name may be a token, too. And `wss://hub/tunnel?…`.
+pub(crate) fn without_secrets(url: &str) -> String {
+    if url.starts_with("unix:") || url.contains("=unix:") {
+        return url.to_owned();
+    }
+    let (before, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let has_no_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err());
+    // A password may have any of these in it; an address with one is none.
+    let is_odd = authority.contains('@') || has_no_port && !authority.ends_with(']');
+    let (user, rest) = match rest.rsplit_once('@').filter(|_| is_odd) {
+        Some((_, host)) => ("***@", host),
+        None => ("", rest),
     };
-    hidden().unwrap_or_else(|| url.to_owned())
+    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?…"));
+    format!("{before}{user}{rest}{query}")
 }
 
 #[cfg(test)]
@@ -55,10 +62,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_not_printed() {
-        assert_eq!(without_password("http://me:secret@proxy:3128"), "http://me:***@proxy:3128");
-        assert_eq!(without_password("http://me:se@cr:et@proxy:3128"), "http://me:***@proxy:3128");
-        assert_eq!(without_password("me:secret@proxy:3128"), "me:***@proxy:3128");
-        assert_eq!(without_password("socks5://proxy:1080"), "socks5://proxy:1080");
+    fn secrets_are_not_printed() {
+        for (given, shown) in [
+            ("http://me:secret@proxy:3128", "http://***@proxy:3128"),
+            ("http://me:se@cr:et@proxy:3128", "http://***@proxy:3128"),
+            ("http://me:se/cr?et@proxy:3128", "http://***@proxy:3128"),
+            ("me:secret@proxy:3128", "***@proxy:3128"),
+            ("http://tok3n@proxy:3128", "http://***@proxy:3128"),
+            ("socks5://proxy:1080", "socks5://proxy:1080"),
+            ("wss://hub/t?token=s3cret@x", "wss://hub/t?…"),
+            ("wss://[::1]/@t", "wss://[::1]/@t"),
+            ("a.B=unix:/run/a?b@c", "a.B=unix:/run/a?b@c"),
+        ] {
+            assert_eq!(without_secrets(given), shown);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +46,19 @@ where
     Arc::new(move || Box::pin(ask()))
 }
 
+/// Whether a text is no HOST:PORT, for a name that is not found today may be found tomorrow.
+pub(crate) fn is_no_address(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput && error.raw_os_error().is_none()
+}
+
+/// Said of such a text.
+pub(crate) fn no_address(flag: &str, text: &str) -> Failure {
+    Failure::usage(format!(
+        "--{flag}: `{}` is no address: write HOST:PORT, such as 127.0.0.1:8080",
+        text.escape_debug()
+    ))
+}
+
 /// The listener, before it answers.
 pub(crate) struct Admin {
     listener: TcpListener,
@@ -55,7 +69,10 @@ impl Admin {
     /// # Errors
     /// When the address cannot be listened on.
     pub(crate) async fn bind(address: &str) -> Result<Self, Failure> {
-        let failed = |error| Failure::because(format!("cannot listen on the admin address {address}"), &error);
+        let failed = |error| match error {
+            error if is_no_address(&error) => no_address("admin", address),
+            error => Failure::because(format!("cannot listen on the admin address {address}"), &error),
+        };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         if !local_addr.ip().is_loopback() {
