@@ -162,9 +162,9 @@
 //!
 //! | what | bound | setting |
 //! |---|---|---|
-//! | unauthenticated connections | 128 in total, 16 from one source, up to 300 kB each, and by WebSocket a message of 256 KiB more | [`HubBuilder::unauthenticated_limits`] |
+//! | unauthenticated connections | 128 in total, 16 from one source, up to 300 kB each, by WebSocket a message of 256 KiB more, and at `grpc://` 4 MiB, with the heads of 64 calls | [`HubBuilder::unauthenticated_limits`] |
 //! | their time | 20 s | [`HubBuilder::login_timeout`] |
-//! | keys that one may try | 3; at most 8 may be named without proof | [`HubBuilder::max_auth_attempts`] |
+//! | keys that one may try, or tokens at `grpc://` | 3; at most 8 keys may be named without proof | [`HubBuilder::max_auth_attempts`] |
 //! | tunnels of one agent | 16, and 64 with those that are being drained | |
 //! | the hub's calls to one agent | 10,000, in all its tunnels | [`HubBuilder::max_calls`] |
 //! | open channels, beyond which neither side may open more | 256 for each tunnel, both sides' together | [`HubBuilder::max_channels`], [`AgentBuilder::max_channels`] |

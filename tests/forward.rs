@@ -214,3 +214,39 @@ fn rules_that_contradict_each_other_are_none() {
     assert!(matches!(refused(&["a.B=a:1", "a.B=b:1"]), ForwardError::Twice { .. }));
     assert!(matches!(refused(&["a:1", "nowhere"]), ForwardError::Invalid { given, .. } if given == "nowhere"));
 }
+
+/// The calls of an agent share connections to its server: one that the server does not read must not use up the window of all.
+#[cfg(feature = "grpctunnel")]
+#[tokio::test(flavor = "multi_thread")]
+async fn upload_that_nobody_reads_stops_no_other_call_by_grpctunnel() {
+    use common::tunnels::{Tunnels, builder};
+
+    let address = beside(|request, mut respond| async move {
+        let is_read = request.uri().path() == UNARY;
+        let mut body = request.into_body();
+        if !is_read {
+            std::future::pending::<()>().await;
+        }
+        while let Some(Ok(data)) = body.data().await {
+            let _ = body.flow_control().release_capacity(data.len());
+        }
+        let mut stream = respond.send_response(head(), false).unwrap();
+        stream.send_data(framed(b""), false).unwrap();
+        stream.send_trailers(trailers("0")).unwrap();
+    })
+    .await;
+    let tunnels = Tunnels::start().await;
+    let forwards = Forwards::new([address.to_string()]).unwrap();
+    let _agent = builder(tunnels.dial().await).reverse(forwards.routes()).await.unwrap();
+    soon("the agent", tunnels.hub.wait_for(AGENT)).await.unwrap();
+    let mut client = EchoClient::new(tunnels.hub.channel(AGENT).unwrap());
+    let mut unread = client.clone();
+    let messages = tokio_stream::iter((0..4).map(|_| payload(vec![7; 100_000])));
+    let unread = tokio::spawn(async move { unread.upload(messages).await });
+
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        soon("another's answer", client.unary(payload(vec![7; 10_000]))).await.expect("it succeeds");
+    }
+    assert!(!unread.is_finished());
+}

@@ -187,3 +187,70 @@ async fn refusal_after_the_answer_is_told_by_the_status() {
     });
     soon("the reason", told).await.unwrap();
 }
+
+/// Lets in who has the token `good`.
+struct Good;
+
+#[tonic::async_trait]
+impl dialback::Authorizer for Good {
+    async fn authorize(&self, claim: &dialback::Claim) -> Result<Grant, dialback::Denied> {
+        match &claim.credential {
+            dialback::Credential::Metadata(metadata)
+                if metadata.get("authorization").is_some_and(|token| token == "Bearer good") =>
+            {
+                Ok(Grant::new())
+            }
+            _ => Err(dialback::Denied::Other("no such token".into())),
+        }
+    }
+}
+
+/// A hub that listens for gRPC itself, with a proxy before it that tells how many connections stand.
+async fn listening() -> (Hub, Proxy) {
+    let hub = Hub::builder(dialback::PrivateKey::generate()).authorizer(Good);
+    let hub = hub.max_auth_attempts(2).rejection_time(SECOND / 100).login_timeout(SECOND).start().expect("a hub");
+    let at = hub.listen("grpc://127.0.0.1:0").await.expect("it listens");
+    let at = at.strip_prefix("grpc://").expect("a URL").parse().expect("an address");
+    (hub, Proxy::to(at).await)
+}
+
+fn by(channel: &tonic::transport::Channel, token: &str) -> TunnelBuilder {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("authorization", format!("Bearer {token}").parse().expect("a value"));
+    TunnelBuilder::new(AGENT, channel.clone()).metadata(metadata)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_guesses_tokens_is_sent_away() {
+    let (_hub, proxy) = listening().await;
+    let endpoint = Endpoint::try_from(format!("http://{}", proxy.address())).expect("a URL");
+    let channel = tune_endpoint(endpoint).connect().await.expect("connect");
+    let routes = || Routes::new(Echo::default().service());
+    for guess in ["bad", "worse"] {
+        let refused = soon("an answer", by(&channel, guess).reverse(routes())).await.expect_err("no such token");
+        assert!(
+            matches!(&refused, OpenError::Refused(status) if status.code() == Code::PermissionDenied),
+            "{refused:?}"
+        );
+    }
+    let mut open = proxy.open();
+    soon("the end of the connection", open.wait_for(|open| *open == 0)).await.expect("the proxy lives");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_without_a_tunnel_ends() {
+    let (hub, proxy) = listening().await;
+    let endpoint = Endpoint::try_from(format!("http://{}", proxy.address())).expect("a URL");
+    let channel = tune_endpoint(endpoint).connect().await.expect("connect");
+    let agent = soon("the tunnel", by(&channel, "good").reverse(Routes::new(Echo::default().service()))).await.unwrap();
+    soon("the agent", hub.wait_for(AGENT)).await.unwrap();
+    // For longer than a login may take.
+    tokio::time::sleep(3 * SECOND / 2).await;
+    call(&hub).await;
+
+    agent.shutdown(SECOND).await;
+
+    let mut open = proxy.open();
+    soon("the end of the connection", open.wait_for(|open| *open == 0)).await.expect("the proxy lives");
+    drop(channel);
+}

@@ -4,12 +4,14 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -17,11 +19,11 @@ use tower_service::Service;
 
 use super::Forwards;
 use super::local::Local;
-use crate::http2::{Hold, ReceivedBody, ask};
+use crate::http2::{Gathered, Hold, Relayed, SharedBody, SharedSource, ask, stalled};
 
 impl Forwards {
     /// The servers for [`TunnelBuilder::reverse`](crate::grpctunnel::TunnelBuilder::reverse), in place of
-    /// [`serve`](Self::serve). The tunnel has bounds of its own on what waits for slow readers.
+    /// [`serve`](Self::serve), with the same bounds on what waits for slow readers.
     pub fn routes(&self) -> Routes {
         Routes::default().into_axum_router().fallback_service(PassOn(self.clone())).into()
     }
@@ -39,7 +41,14 @@ impl Forwards {
         })?;
         let asked = ask(lease, sender, head, body, &Handle::current()).await;
         let (response, hold) = asked.map_err(|error| local.failed(error))?;
-        Ok(response.map(|stream| Body::new(Answer { body: ReceivedBody::new(stream), _hold: hold, local })))
+        let (head, stream) = response.into_parts();
+        let kept = vec![self.0.held.clone(), hold.held().clone()];
+        let source = SharedSource::new(Gathered::new(stream, kept));
+        let taken = source.clone();
+        // As long as it likes: a caller may stop to think.
+        let taking = tokio::spawn(async move { taken.taking(Duration::MAX, &self.0.held).await });
+        let answer = Answer { body: SharedBody(source), taking: Some(taking), _hold: hold, local };
+        Ok(Response::from_parts(head, Body::new(answer)))
     }
 }
 
@@ -67,7 +76,9 @@ where
 
 /// What a local server answers. Dropping it before its end ends the call there.
 struct Answer {
-    body: ReceivedBody,
+    body: SharedBody,
+    /// Takes what comes, however slowly it is read; ends when that fails.
+    taking: Option<JoinHandle<Relayed>>,
     _hold: Hold,
     local: Arc<Local>,
 }
@@ -78,10 +89,29 @@ impl HttpBody for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        Pin::new(&mut this.body).poll_frame(cx).map_err(|error| this.local.failed(error))
+        // What had come before a failure is there after it.
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(|never| match never {})));
+        }
+        let Some(taking) = &mut this.taking else { return Poll::Ready(None) };
+        let ended = ready!(Pin::new(taking).poll(cx));
+        this.taking = None;
+        Poll::Ready(Some(Err(match ended {
+            Ok(Relayed::SourceFailed(error)) => this.local.failed(error),
+            Ok(Relayed::Stalled) => stalled("the hub", Duration::MAX),
+            Ok(Relayed::Complete | Relayed::SinkClosed) | Err(_) => Status::unavailable("the agent is ending"),
+        })))
     }
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(taking) = &self.taking {
+            taking.abort();
+        }
     }
 }

@@ -51,7 +51,8 @@ type Identify = dyn Fn(&Request<()>) -> Result<(AgentId, Grant), Status> + Send 
 /// [`tune_server`](crate::tune_server) has set up: its HTTP/2 PINGs find out who is gone.
 ///
 /// What comes by a *reverse* tunnel, which its opener serves, becomes a tunnel of the [`Hub`] like those of SSH; for these
-/// alone a hub can [listen](Hub::listen) itself, at `grpc://` and `grpcs://`. By a *forward* tunnel, its opener calls the [`routes`](TunnelServiceBuilder::routes).
+/// alone a hub can listen itself, at `grpc://` ([`Hub::listen`]) and at `grpcs://`. By a *forward* tunnel, its opener calls the
+/// [`routes`](TunnelServiceBuilder::routes).
 ///
 /// ```no_run
 /// # fn run(hub: dialback::Hub) -> Result<(), Box<dyn std::error::Error>> {

@@ -2,7 +2,10 @@
 
 use std::error::Error;
 use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -16,12 +19,13 @@ use tokio::task::AbortHandle;
 
 use super::connection::Lease;
 use super::given::Given;
+use super::held::Held;
 use super::upload::Upload;
 
 /// What a call on a connection holds until its end; dropping it ends the call.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    _lease: Lease,
+    lease: Lease,
     request: Sending,
     /// The head of the answer has come.
     answered: bool,
@@ -56,6 +60,14 @@ impl Hold {
     }
 }
 
+impl Hold {
+    /// What is kept for slow readers of the connection's calls.
+    #[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+    pub(crate) fn held(&self) -> &Arc<Held> {
+        self.lease.held()
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         self.end_request();
@@ -77,7 +89,7 @@ where
     let sent = sender.send_request(Request::from_parts(head, ()), body.is_end_stream());
     let (response, stream) = sent.inspect_err(|_| lease.has_ended())?;
     let (response, hasty) = lease.awaits(response);
-    let mut hold = Hold { _lease: lease, request: Sending::Given(None), answered: false };
+    let mut hold = Hold { lease, request: Sending::Given(None), answered: false };
     if !body.is_end_stream() {
         let mut upload = Box::pin(Upload::new(body, stream).hasty(hasty));
         // Most requests are sent here and now.
@@ -85,7 +97,8 @@ where
             Poll::Ready(stream) => Sending::Given(Some(stream)),
             Poll::Pending => {
                 let (give, given) = oneshot::channel();
-                let rest = async { _ = give.send(upload.await) };
+                let held = hold.lease.held().clone();
+                let rest = async { _ = give.send(to_the_end(upload, held).await) };
                 Sending::Running(runtime.spawn(rest).abort_handle(), given)
             }
         };
@@ -93,4 +106,44 @@ where
     let response = response.await?;
     hold.answered = true;
     Ok((response, hold))
+}
+
+/// How long an upload may stand still until its connection counts as full: perhaps the window of all is used up.
+const STILL: Duration = Duration::from_secs(1);
+
+/// Sends the rest.
+async fn to_the_end<B>(mut upload: Pin<Box<Upload<B>>>, held: Arc<Held>) -> (SendStream<Bytes>, Given)
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (mut before, mut full) = (None, None);
+    loop {
+        tokio::select! {
+            biased;
+            sent = upload.as_mut() => return sent,
+            () = tokio::time::sleep(STILL) => {
+                let now = upload.waits();
+                let is_still = now.is_some() && now == before;
+                full = is_still.then(|| full.unwrap_or_else(|| Full::new(held.clone())));
+                before = now;
+            }
+        }
+    }
+}
+
+/// As long as it lives, a connection counts as full.
+struct Full(Arc<Held>);
+
+impl Full {
+    fn new(held: Arc<Held>) -> Self {
+        held.fill();
+        Self(held)
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        self.0.unfill();
+    }
 }

@@ -29,7 +29,7 @@ const CALLS_AT_FIRST: usize = 100;
 /// The connections of one tunnel, in the order in which they were made.
 ///
 /// The first is made for the first call, once for several that come at once; each further one when all before it are
-/// full, have half their window taken by slow readers, or carry an upload that has stood still for a second. One that has
+/// full, have half their window taken by slow readers of what is passed on, or carry an upload that has stood still for a second. One that has
 /// ended is replaced by the next call.
 #[derive(Default)]
 pub(crate) struct Connections(Mutex<Vec<Arc<Connection>>>);
@@ -181,7 +181,6 @@ impl Lease {
     }
 
     /// What is kept for slow readers of the connection's calls.
-    #[cfg(feature = "gateway")]
     pub(crate) fn held(&self) -> &Arc<Held> {
         &self.0.usage.held
     }

@@ -18,23 +18,19 @@ impl Held {
         self.bytes.load(Ordering::Relaxed) > self.limit
     }
 
-    #[cfg(feature = "gateway")]
     pub(super) fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts as over its limit, until as many [`unfill`](Self::unfill)s.
-    #[cfg(feature = "gateway")]
     pub(super) fn fill(&self) {
         self.add(self.limit + 1);
     }
 
-    #[cfg(feature = "gateway")]
     pub(super) fn unfill(&self) {
         self.remove(self.limit + 1);
     }
 
-    #[cfg(feature = "gateway")]
     pub(super) fn remove(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }

@@ -38,5 +38,5 @@ pub(crate) use self::relay::Gathered;
 pub(crate) use self::relay::{Relayed, Shared as SharedSource, SharedBody};
 #[cfg(feature = "gateway")]
 pub(crate) use self::serve::{Ended, Serving, serve};
-#[cfg(all(feature = "gateway", feature = "grpctunnel"))]
+#[cfg(feature = "gateway")]
 pub(crate) use self::upload::Upload;

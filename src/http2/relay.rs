@@ -193,8 +193,8 @@ impl http_body::Body for SharedBody {
             this.moved += len as u64;
             return Poll::Ready(Some(Ok(http_body::Frame::data(data))));
         }
-        if this.gathered.end.is_some() {
-            return Poll::Ready(None);
+        if let Some(trailers) = &mut this.gathered.end {
+            return Poll::Ready(trailers.take().map(|trailers| Ok(http_body::Frame::trailers(trailers))));
         }
         this.reader = Some(cx.waker().clone());
         Poll::Pending

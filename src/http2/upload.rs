@@ -62,7 +62,6 @@ where
     }
 
     /// If it waits for the peer: how many chunks it has sent, to see later whether there were more.
-    #[cfg(feature = "gateway")]
     pub(crate) fn waits(&self) -> Option<u64> {
         self.held.is_some().then_some(self.sent)
     }

@@ -82,6 +82,12 @@ impl Reception {
         &self.door.config
     }
 
+    /// How long a stranger waits for a refusal.
+    #[cfg(feature = "grpctunnel")]
+    pub(super) fn rejection_time(&self) -> Duration {
+        self.door.russh.auth_rejection_time
+    }
+
     /// How long a stranger may take for each step.
     #[cfg(feature = "websocket")]
     pub(super) fn patience(&self) -> Duration {

@@ -122,7 +122,7 @@ impl HubBuilder {
     }
 
     /// How many connections may be unauthenticated, in total and from one source (an IPv4 address or an IPv6 /64).
-    /// Default: 128 and 16. Each costs up to 300 kB. A source at its limit is refused; raise the second where
+    /// Default: 128 and 16. Each costs up to 300 kB, at `grpc://` up to 4 MiB. A source at its limit is refused; raise the second where
     /// many agents share one address. When all places are taken, the newest of the source that has most gives way to a
     /// newcomer whose source has fewer; else the oldest that has not begun a key exchange within half a
     /// second (one round trip; by WebSocket two seconds), or has not logged in within five; else the newcomer is refused.
@@ -131,7 +131,7 @@ impl HubBuilder {
         self
     }
 
-    /// How many keys a connection may try. Default: 3. An ssh-agent with more keys needs more.
+    /// How many keys a connection may try, or at `grpc://` how many tunnels it may be refused. Default: 3. An ssh-agent with more keys needs more.
     pub fn max_auth_attempts(mut self, attempts: usize) -> Self {
         self.login.max_auth_attempts = attempts.max(1);
         self

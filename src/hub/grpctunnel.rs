@@ -7,8 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures_core::Stream;
+use http_body::{Body as HttpBody, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -45,7 +48,10 @@ pub(super) fn parse(address: &str) -> Option<Result<(bool, HostPort), &'static s
 impl Hub {
     pub(super) fn listen_for_calls(&self, listener: Listener, #[cfg(feature = "websocket")] tls: Option<Tls>) {
         let inner = &self.inner;
-        let service = Noting(TunnelService::builder().reverse(self).build());
+        let service = Noting {
+            tunnels: TunnelService::builder().reverse(self).build(),
+            rejection_time: inner.reception.rejection_time(),
+        };
         let (visitors, arrivals) = mpsc::channel(QUEUE);
         let serving = server(inner.reception.config()).add_service(service).serve_with_incoming(Arrivals(arrivals));
         let front = Front {
@@ -77,11 +83,26 @@ impl Hub {
     }
 }
 
+/// What one connection may have sent that was not read, in bytes: the calls in its tunnels have windows of their own.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Tunnels on one connection, and strangers' attempts at once.
+const STREAMS: u32 = 64;
+
+/// hyper adds them to the time.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// Asks silent peers whether they live as often as the hub asks those of SSH.
 fn server(config: &TunnelConfig) -> Server {
-    let interval = config.keepalive_interval;
-    let patience = interval.saturating_mul(u32::try_from(config.keepalive_max).unwrap_or(u32::MAX));
-    tune_server(Server::builder()).http2_keepalive_interval(Some(interval)).http2_keepalive_timeout(Some(patience))
+    let interval = config.keepalive_interval.min(LONGEST);
+    let patience = interval.saturating_mul(u32::try_from(config.keepalive_max).unwrap_or(u32::MAX)).min(LONGEST);
+    tune_server(Server::builder())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS)
+        .http2_keepalive_interval(Some(interval))
+        .http2_keepalive_timeout(Some(patience))
 }
 
 /// Hands connections over to the server, and keeps an eye on them.
@@ -117,24 +138,52 @@ impl Opening for Front {
         login: watch::Sender<Progress>,
     ) -> Result<(), Turned> {
         let Carried { stream, local, peer, .. } = carried;
-        let mut progress = login.subscribe();
         login.send_replace(Progress::Begun);
         let (_stays, sent_away) = oneshot::channel();
         let (has, has_gone) = oneshot::channel::<Infallible>();
-        let arrival = Arrival { local, peer, login };
-        let visitor = Visitor { stream, arrival, sent_away, _has: has };
-        let after = door.config.login_timeout;
-        let admitted = async {
-            let _ = self.visitors.send(visitor).await; // the server lives as long as this task
-            progress.wait_for(|progress| *progress == Progress::Done).await.is_ok()
-        };
-        match timeout(after, admitted).await {
-            Ok(true) => _ = has_gone.await,
-            Ok(false) => return Err(Turned::Left { error: "it opened no tunnel".into() }),
-            Err(_) => return Err(Turned::TimedOut { after }),
+        let seen = watch::Sender::new(Seen::default());
+        let visitor = Visitor { stream, arrival: Arrival { local, peer, seen: seen.clone() }, sent_away, _has: has };
+        let _ = self.visitors.send(visitor).await; // the server lives as long as this task
+        tokio::select! {
+            turned = stays(seen.subscribe(), &door, &login) => turned,
+            // It is its own affair when it leaves.
+            _ = has_gone => match *login.borrow() {
+                Progress::Done => Ok(()),
+                _ => Err(Turned::Left { error: "it opened no tunnel".into() }),
+            },
         }
-        Ok(())
     }
+}
+
+/// Waits until somebody has stayed for as long as a login may take without a tunnel, or was refused too often.
+async fn stays(mut seen: watch::Receiver<Seen>, door: &Door, login: &watch::Sender<Progress>) -> Result<(), Turned> {
+    let after = door.config.login_timeout;
+    let tires = |seen: &Seen| seen.refusals >= door.max_auth_attempts;
+    loop {
+        let opened = timeout(after, seen.wait_for(|seen| seen.tunnels > 0 || tires(seen))).await;
+        // The sender is the connection's, and lives as long as this.
+        let opened = opened.map(|seen| seen.is_ok_and(|seen| !tires(&seen)));
+        let turned = match opened {
+            Ok(true) => None,
+            Ok(false) => Some(Turned::Left { error: "it was refused too often".into() }),
+            Err(_) => Some(Turned::TimedOut { after }),
+        };
+        if let Some(turned) = turned {
+            // Who was let in once has nothing to explain.
+            return if *login.borrow() == Progress::Done { Ok(()) } else { Err(turned) };
+        }
+        login.send_if_modified(|progress| std::mem::replace(progress, Progress::Done) != Progress::Done);
+        let _ = seen.wait_for(|seen| seen.tunnels == 0 || tires(seen)).await; // the same
+    }
+}
+
+/// What has come of a connection.
+#[derive(Default)]
+struct Seen {
+    /// Tunnels that stand.
+    tunnels: usize,
+    /// Tunnels that were refused.
+    refusals: usize,
 }
 
 /// What calls on a connection know of it.
@@ -142,7 +191,7 @@ impl Opening for Front {
 struct Arrival {
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
-    login: watch::Sender<Progress>,
+    seen: watch::Sender<Seen>,
 }
 
 /// A connection, until it ends or whoever keeps an eye on it has gone.
@@ -177,17 +226,20 @@ impl AsyncRead for Visitor {
     }
 }
 
-// Whoever is sent away learns it from `poll_read`, which HTTP/2 never stops to poll.
+// Whoever is sent away learns it from whichever is polled: HTTP/2 reads nothing while it cannot write.
 impl AsyncWrite for Visitor {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.stays(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stays(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stays(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
@@ -196,6 +248,7 @@ impl AsyncWrite for Visitor {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.stays(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, data)
     }
 
@@ -214,9 +267,13 @@ impl Stream for Arrivals {
     }
 }
 
-/// The service, which tells whoever keeps an eye on a connection that a tunnel was opened on it.
+/// The service, which tells whoever keeps an eye on a connection what becomes of the tunnels on it.
 #[derive(Clone)]
-struct Noting(TunnelService);
+struct Noting {
+    tunnels: TunnelService,
+    /// How long a refusal is held back.
+    rejection_time: Duration,
+}
 
 impl NamedService for Noting {
     const NAME: &'static str = TunnelService::NAME;
@@ -228,23 +285,65 @@ impl Service<http::Request<Body>> for Noting {
     type Future = <TunnelService as Service<http::Request<Body>>>::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
+        self.tunnels.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let arrival = request.extensions_mut().remove::<Arrival>();
-        if let Some(Arrival { local, peer, .. }) = arrival {
+        let seen = arrival.map(|Arrival { local, peer, seen }| {
             request.extensions_mut().insert(TcpConnectInfo { local_addr: local, remote_addr: peer });
-        }
-        let answered = self.0.call(request);
+            seen
+        });
+        let (answered, rejection_time) = (self.tunnels.call(request), self.rejection_time);
         Box::pin(async move {
             let response = answered.await?;
+            let Some(seen) = seen else { return Ok(response) };
             // A refusal has its status in the head.
-            let opened = !response.headers().contains_key(Status::GRPC_STATUS);
-            if let Some(arrival) = arrival.filter(|_| opened) {
-                arrival.login.send_replace(Progress::Done);
+            if response.headers().contains_key(Status::GRPC_STATUS) {
+                seen.send_modify(|seen| seen.refusals += 1);
+                tokio::time::sleep(rejection_time).await;
+                return Ok(response);
             }
-            Ok(response)
+            let standing = Standing::new(seen);
+            Ok(response.map(|body| Body::new(Held { body, _standing: standing })))
         })
+    }
+}
+
+/// One tunnel that stands on a connection.
+struct Standing(watch::Sender<Seen>);
+
+impl Standing {
+    fn new(seen: watch::Sender<Seen>) -> Self {
+        seen.send_modify(|seen| {
+            seen.tunnels += 1;
+            seen.refusals = 0;
+        });
+        Self(seen)
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.0.send_modify(|seen| seen.tunnels -= 1);
+    }
+}
+
+/// What a tunnel sends, as long as it stands.
+struct Held {
+    body: Body,
+    _standing: Standing,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }

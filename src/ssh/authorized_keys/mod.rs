@@ -77,9 +77,9 @@ const MAX_REMEMBERED: usize = 1024;
 /// tokio's blocking pool, because a file may be on a network. A line that is not understood is reported once to
 /// `tracing` and by [`problems`](Self::problems), and the others stay in force. A hub ends the tunnels of agents that
 /// are not granted any more, or [revoked](Self::revoked_keys), within 5 s. A file that cannot be read, is larger than
-/// 16 MiB, or may be written by its group or by others denies everybody whom it concerns ([`Denied::Unavailable`])
-/// until it is repaired. Who owns the file and who can write its directory is not checked: keep both as you would for
-/// sshd.
+/// 16 MiB, may be written by its group or by others, or belongs to neither this process's user nor root denies everybody whom
+/// it concerns ([`Denied::Unavailable`]) until it is repaired. Who can write its directory is not checked: keep that as you would
+/// for sshd.
 ///
 /// Clones share what they have read. Dropping it closes nothing.
 ///

@@ -18,14 +18,6 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
-    /// The file belongs to somebody else than this process's user or root (Unix only), who knows the key, too.
-    #[error("`{path}` belongs to the user with the id {owner}, and not to the one that this runs as, or root: run `chown` on it, or make a key of one's own", path = .path.display())]
-    Owner {
-        /// The file.
-        path: PathBuf,
-        /// The user's id.
-        owner: u32,
-    },
     /// The key is encrypted, and no passphrase was given.
     #[error("{} is encrypted: give its passphrase through `PrivateKey::from_file_with_passphrase`, or add it to an ssh-agent", shown(.path))]
     Encrypted {

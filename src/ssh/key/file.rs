@@ -24,25 +24,22 @@ pub(crate) fn open_regular(path: &Path, limit: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether a file belongs to the user that this process runs as, or to root: others may change it, whatever its mode.
+/// Whether a file belongs to the user that this process runs as, or to root: other owners may change it, whatever its mode.
 #[cfg(unix)]
 pub(crate) fn is_own(metadata: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw()
 }
 
-/// Opens a private key file, refusing one that others than its owner may read or write, or whose owner is somebody else.
+/// Opens a private key file, refusing one that others than its owner may read or write. Who that is does not matter, as it does
+/// not for `ssh`: root may use a user's key.
 pub(super) fn open_private(path: &Path) -> Result<File, KeyError> {
     let unreadable = |source| KeyError::Unreadable { path: path.to_owned(), source };
     let file = open_regular(path, MAX_KEY_FILE).map_err(unreadable)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !is_own(&metadata) {
-            return Err(KeyError::Owner { path: path.to_owned(), owner: metadata.uid() });
-        }
-        let mode = metadata.mode() & 0o7777;
+        let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(KeyError::TooOpen { path: path.to_owned(), mode });
         }
