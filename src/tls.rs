@@ -133,6 +133,7 @@ fn failed<'a, E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 ///
 /// # Errors
 /// When the file cannot be read. Blocks on the file system.
+#[cfg(feature = "websocket")]
 pub(crate) fn client(own: Option<&Path>, protocol: &str) -> Result<rustls::ClientConfig, TlsError> {
     client_as(own, None, protocol)
 }

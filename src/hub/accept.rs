@@ -82,6 +82,12 @@ impl Reception {
         &self.door.config
     }
 
+    /// How often a stranger may try.
+    #[cfg(feature = "grpctunnel")]
+    pub(super) fn max_auth_attempts(&self) -> usize {
+        self.door.max_auth_attempts
+    }
+
     /// How long a stranger waits for a refusal.
     #[cfg(feature = "grpctunnel")]
     pub(super) fn rejection_time(&self) -> Duration {

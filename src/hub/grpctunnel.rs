@@ -50,6 +50,7 @@ impl Hub {
         let inner = &self.inner;
         let service = Noting {
             tunnels: TunnelService::builder().reverse(self).build(),
+            max_refusals: inner.reception.max_auth_attempts(),
             rejection_time: inner.reception.rejection_time(),
         };
         let (visitors, arrivals) = mpsc::channel(QUEUE);
@@ -89,6 +90,9 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// Tunnels on one connection, and strangers' attempts at once.
 const STREAMS: u32 = 64;
+
+/// How long the last refusal may be on its way.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// hyper adds them to the time.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -165,7 +169,11 @@ async fn stays(mut seen: watch::Receiver<Seen>, door: &Door, login: &watch::Send
         let opened = opened.map(|seen| seen.is_ok_and(|seen| !tires(&seen)));
         let turned = match opened {
             Ok(true) => None,
-            Ok(false) => Some(Turned::Left { error: "it was refused too often".into() }),
+            Ok(false) => {
+                // The refusal is still to be heard.
+                tokio::time::sleep(door.russh.auth_rejection_time + GOODBYE).await;
+                Some(Turned::Left { error: "it was refused too often".into() })
+            }
             Err(_) => Some(Turned::TimedOut { after }),
         };
         if let Some(turned) = turned {
@@ -271,6 +279,8 @@ impl Stream for Arrivals {
 #[derive(Clone)]
 struct Noting {
     tunnels: TunnelService,
+    /// How many refusals a connection gets.
+    max_refusals: usize,
     /// How long a refusal is held back.
     rejection_time: Duration,
 }
@@ -294,6 +304,9 @@ impl Service<http::Request<Body>> for Noting {
             request.extensions_mut().insert(TcpConnectInfo { local_addr: local, remote_addr: peer });
             seen
         });
+        if seen.as_ref().is_some_and(|seen| seen.borrow().refusals >= self.max_refusals) {
+            return Box::pin(async { Ok(Status::resource_exhausted("refused too often").into_http()) });
+        }
         let (answered, rejection_time) = (self.tunnels.call(request), self.rejection_time);
         Box::pin(async move {
             let response = answered.await?;
