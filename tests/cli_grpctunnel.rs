@@ -162,6 +162,13 @@ async fn token_is_what_counts_and_the_file_is_followed() {
 
     let mut agent = start_agent(&files, &hub.url, &forward, &[]);
     agent.logs("agent ready").await;
+    // A line counts at once, although the file was looked at a moment ago.
+    files.write("agent_tokens", &format!("{}\n{}\n", good.trim(), good.trim().replace(AGENT, "laptop-2")));
+    let arguments = with(AGENT, "laptop-2");
+    let mut newcomer = Daemon::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    newcomer.logs("agent ready").await;
+    newcomer.signal("TERM");
+    assert!(newcomer.ended().await.0.success());
     let mut client = call_through(hub.gateway).await;
     // A version with a fault changes nothing.
     files.write("agent_tokens", "laptop-1 the-token-itself\n");
@@ -275,13 +282,19 @@ async fn what_cannot_be_says_what_to_do() {
     let open = files.path("open.token");
     std::fs::write(&open, "secret\n").expect("write");
     std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
-    let missing = files.path("missing");
+    let (missing, fifo) = (files.path("missing"), files.path("fifo"));
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
     let agent = ["agent", "--forward", "127.0.0.1:1", "--id", "laptop-1"];
-    let cases: Vec<(Vec<&str>, i32, &str)> = vec![
+    let foreign = files.path("foreign");
+    std::fs::copy(&tokens, &foreign).expect("copy");
+    // Only root can give a file away.
+    let is_foreign = std::os::unix::fs::chown(&foreign, Some(65534), None).is_ok();
+    let mut cases: Vec<(Vec<&str>, i32, &str)> = vec![
         (vec!["hub", "--listen", "grpc://127.0.0.1:0"], 64, "--agent-tokens FILE"),
         (vec!["hub", "--listen", "grpcs://127.0.0.1:0", "--agent-tokens", &tokens], 64, "--tls-cert and --tls-key"),
         (vec!["hub", "--listen", "grpc://0.0.0.0:0", "--agent-tokens", &tokens], 64, "use grpcs://"),
         (vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &token], 64, "laptop-1.token:1: "),
+        (vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &fifo], 64, "it is not a regular file"),
         ([&agent[..], &["--hub", "grpc://127.0.0.1:1"]].concat(), 64, "--token-file FILE"),
         ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &missing]].concat(), 64, "keygen token"),
         ([&agent[..], &["--hub", "grpc://127.0.0.1:1", "--token-file", &open]].concat(), 64, "chmod 600"),
@@ -308,8 +321,14 @@ async fn what_cannot_be_says_what_to_do() {
             "--token-file: it is for a hub at grpcs://",
         ),
     ];
+    if is_foreign {
+        let hub = vec!["hub", "--listen", "grpc://127.0.0.1:0", "--agent-tokens", &foreign];
+        cases.push((hub, 64, "belongs to another user, 65534: chown"));
+    }
     for (arguments, code, text) in cases {
-        let (status, said) = Peer::start(&mut dialback(&arguments)).finish().await;
+        let mut command = dialback(&arguments);
+        command.env("CREDENTIALS_DIRECTORY", ""); // which is none, and takes no check away
+        let (status, said) = Peer::start(&mut command).finish().await;
         let said = said.join("\n");
         assert_eq!(status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(text), "{arguments:?}: {said}");

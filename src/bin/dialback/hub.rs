@@ -134,6 +134,8 @@ pub(crate) fn check_settings(config: &Config<HubKeys>) -> Result<(), Failure> {
             "revoked_keys",
             "accept_labels",
             "max_auth_attempts",
+            "open_timeout",
+            "max_channels",
             "rekey_bytes",
             "rekey_interval",
         ];

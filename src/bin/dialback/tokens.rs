@@ -42,7 +42,7 @@ pub(crate) fn generate() -> String {
 pub(crate) fn own(file: Option<&Path>) -> Result<String, Failure> {
     let text = match file {
         Some(path) => {
-            let failed = |error| Failure::because(format!("cannot read the token in {}", path.display()), &error);
+            let failed = |error| Failure::of_system(format!("cannot read the token in {}", path.display()), &error);
             let metadata = fs::metadata(path).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => {
                     let text = format!("there is no token {}: make one with `dialback keygen token`", path.display());
@@ -75,23 +75,40 @@ pub(crate) fn own(file: Option<&Path>) -> Result<String, Failure> {
 /// # Errors
 /// Never for one that [`own`] gave.
 pub(crate) fn shown(token: &str) -> Result<MetadataMap, Failure> {
-    let value: AsciiMetadataValue =
+    let mut value: AsciiMetadataValue =
         format!("Bearer {token}").parse().map_err(|_| Failure::usage("the token cannot be sent"))?;
+    value.set_sensitive(true); // no Debug shows it, and HPACK keeps it in no table
     let mut metadata = MetadataMap::new();
     metadata.insert("authorization", value);
     Ok(metadata)
+}
+
+/// Whether a file is a credential that systemd has handed over.
+pub(crate) fn is_of_systemd(path: &Path) -> bool {
+    // Every path starts with an empty one.
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| !dir.is_empty() && path.starts_with(dir))
 }
 
 /// What systemd hands over looks as if a group may read it (systemd.exec(5)), and no other can.
 #[cfg(unix)]
 fn refuse_others(path: &Path, metadata: &fs::Metadata, bits: u32, remedy: &str) -> Result<(), Failure> {
     use std::os::unix::fs::MetadataExt;
-    let of_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| path.starts_with(dir));
-    if metadata.mode() & bits == 0 || of_systemd {
+    if is_of_systemd(path) {
+        return Ok(());
+    }
+    let shown = path.display();
+    // Its owner may change it, whatever its mode.
+    if ![0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid()) {
+        let owner = metadata.uid();
+        return Err(Failure::new(format!(
+            "{shown} belongs to another user, {owner}: chown it to root, or to the user that dialback runs as"
+        )));
+    }
+    if metadata.mode() & bits == 0 {
         return Ok(());
     }
     let what = if bits == 0o022 { "written" } else { "read" };
-    Err(Failure::new(format!("{} may be {what} by others than its owner: {remedy} it", path.display())))
+    Err(Failure::new(format!("{shown} may be {what} by others than its owner: {remedy} it")))
 }
 
 #[cfg(not(unix))]
@@ -125,10 +142,11 @@ impl Tokens {
 
     /// How many there are.
     pub(crate) async fn count(&self) -> usize {
-        self.current().await.len()
+        self.current().await.0.len()
     }
 
-    async fn current(&self) -> Arc<Table> {
+    /// The tokens, and when they were looked at.
+    async fn current(&self) -> (Arc<Table>, Instant) {
         let mut version = self.read.lock().await;
         if version.at.elapsed() >= FRESH {
             let path = self.path.clone();
@@ -150,7 +168,7 @@ impl Tokens {
             }
             version.at = Instant::now();
         }
-        version.table.clone()
+        (version.table.clone(), version.at)
     }
 
     async fn judge(&self, id: &AgentId, metadata: &MetadataMap) -> Result<Grant, Denied> {
@@ -160,7 +178,14 @@ impl Tokens {
         };
         let digest = Sha256::digest(token);
         let is_it = |(known, hash): &(AgentId, [u8; 32])| known == id && bool::from(hash.ct_eq(digest.as_slice()));
-        if !self.current().await.iter().any(is_it) {
+        let (table, at) = self.current().await;
+        let mut is_known = table.iter().any(is_it);
+        if !is_known {
+            // Its line may be new. Whoever guesses waits as well.
+            tokio::time::sleep(FRESH.saturating_sub(at.elapsed())).await;
+            is_known = self.current().await.0.iter().any(is_it);
+        }
+        if !is_known {
             return Err(Denied::Other(format!("{} has no such token of {id}", self.path.display())));
         }
         // Its tokens are as good as one another, so that they can be changed.
@@ -169,9 +194,16 @@ impl Tokens {
 }
 
 fn read(path: &Path) -> Result<Table, Failure> {
-    let failed = |error| Failure::because(format!("cannot read the agents' tokens in {}", path.display()), &error);
+    let failed = |error| Failure::of_system(format!("cannot read the agents' tokens in {}", path.display()), &error);
+    let regular = |metadata: fs::Metadata| match metadata.is_file() {
+        true => Ok(metadata),
+        false => Err(io::Error::other("it is not a regular file")),
+    };
+    // Asked before opening, because opening a FIFO waits for its writer, and after, because the name may have moved.
+    fs::metadata(path).and_then(regular).map_err(failed)?;
     let file = fs::File::open(path).map_err(failed)?;
-    refuse_others(path, &file.metadata().map_err(failed)?, 0o022, "chmod go-w")?;
+    let metadata = file.metadata().and_then(regular).map_err(failed)?;
+    refuse_others(path, &metadata, 0o022, "chmod go-w")?;
     let mut text = String::new();
     file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_FILE {

@@ -12,8 +12,8 @@ use dialback::grpctunnel::{OpenError, ReverseTunnel, TunnelBuilder};
 use dialback::{Agent, AgentId, PrivateKey, tune_endpoint};
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
@@ -26,7 +26,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::config::{AgentKeys, without_secrets};
 use crate::failure::Failure;
-use crate::grpc::hub_tls;
+use crate::grpc::{connect_to_one, hub_tls};
 use crate::hub::set;
 use crate::tokens;
 
@@ -35,6 +35,9 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const KEEPALIVE: (Duration, usize) = (Duration::from_secs(10), 3);
 const BACKOFF: (Duration, Duration, Duration) =
     (Duration::from_millis(200), Duration::from_secs(30), Duration::from_secs(30));
+
+/// How often PINGs may be: one that never pauses helps nobody, and no timer waits for ever.
+const KEEPALIVE_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
 
 /// When the kernel starts to probe a silent connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
@@ -72,14 +75,28 @@ pub(crate) enum Failed {
     Name { host: String, source: io::Error },
     #[error("cannot reach {hub}: is the hub running, and is the port open on the way?")]
     Connection { hub: String, source: io::Error },
-    #[error(
-        "TLS with {hub} failed: is its certificate valid, and for this name? For an authority of your own, --tls-roots FILE"
-    )]
+    #[error("TLS with {hub} failed: {}", tls_advice(.source))]
     Tls { hub: String, source: io::Error },
     #[error("{hub} does not speak gRPC: is this the hub's address, and does it speak TLS where this says so?")]
     NotGrpc { hub: String, source: tonic::transport::Error },
     #[error("{hub} did not open a tunnel for `{id}`")]
     Tunnel { hub: String, id: AgentId, source: OpenError },
+}
+
+/// What is likely to be wrong with a handshake.
+fn tls_advice(error: &io::Error) -> &'static str {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(_)) => "it speaks no TLS there",
+        Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => "it speaks TLS but no HTTP/2",
+        _ => "is its certificate valid, and for this name? For an authority of your own, --tls-roots FILE",
+    }
+}
+
+/// Whether a connection was cut, whoever tells of it.
+fn is_cut(error: &(dyn Error + 'static)) -> bool {
+    // h2 has no source.
+    let is_io = error.is::<io::Error>() || error.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_io);
+    is_io || error.source().is_some_and(is_cut)
 }
 
 impl Failed {
@@ -89,7 +106,7 @@ impl Failed {
             Self::Name { .. } | Self::Connection { .. } => true,
             // A connection that was cut is no certificate that is wrong.
             Self::Tls { source, .. } => !source.get_ref().is_some_and(|error| error.is::<rustls::Error>()),
-            Self::NotGrpc { .. } => false,
+            Self::NotGrpc { source, .. } => is_cut(source),
             Self::Tunnel { source: OpenError::Refused(status), .. } => !matches!(
                 status.code(),
                 Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented | Code::InvalidArgument
@@ -143,7 +160,7 @@ impl Way {
         };
         let id = id.parse().map_err(|error| Failure::usage(format!("--id: {error}")))?;
         let token = tokens::own(keys.token_file.as_deref())?;
-        let interval = keys.keepalive.unwrap_or(KEEPALIVE.0);
+        let interval = keys.keepalive.unwrap_or(KEEPALIVE.0).clamp(KEEPALIVE_BOUNDS.0, KEEPALIVE_BOUNDS.1);
         let unanswered = u32::try_from(keys.keepalive_max.unwrap_or(KEEPALIVE.1)).unwrap_or(u32::MAX);
         let settings = Settings {
             login_timeout: keys.login_timeout.unwrap_or(LOGIN_TIMEOUT),
@@ -240,14 +257,9 @@ impl Way {
         let dialled = timeout(self.settings.login_timeout, async {
             let found = lookup_host((self.host.as_str(), self.port)).await;
             let found = found.map_err(|source| Failed::Name { host: self.host.clone(), source })?;
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in found {
-                match TcpStream::connect(address).await {
-                    Ok(stream) => return self.secure(stream).await,
-                    Err(error) => last = error,
-                }
-            }
-            Err(Failed::Connection { hub: hub(), source: last })
+            let connected = connect_to_one(found, self.settings.login_timeout).await;
+            let stream = connected.map_err(|source| Failed::Connection { hub: hub(), source })?;
+            self.secure(stream).await
         });
         let late = || Failed::Connection { hub: hub(), source: io::ErrorKind::TimedOut.into() };
         dialled.await.unwrap_or_else(|_| Err(late()))

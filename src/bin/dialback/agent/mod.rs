@@ -38,7 +38,9 @@ Examples:
   dialback agent --ssh-config hub --forward https://localhost:50051 --forward-ca ca.pem
       hub, id, key and known hosts are those of `Host hub` in ~/.ssh/config
 
-It waits for a hub that is not there yet, and gives up on what waiting does not cure, such as a wrong key.
+It waits for a hub that is not there yet, and gives up on what waiting does not cure, such as a wrong key. By
+grpctunnel, once it was let in, it tries for ever, also when it is refused later. Its token is read at the start: one that
+has changed needs a restart.
 Signals: SIGTERM and SIGINT end it when the calls in flight have ended, a second one at once; SIGHUP reads the
 configuration again, of which --log-level, --forward, --forward-ca, --forward-cert and --forward-key count at once.
 Ready (GET /readyz of --admin) is an agent that is connected and whose local servers accept connections.
@@ -191,7 +193,7 @@ pub(crate) fn forwards(config: &Config<AgentKeys>) -> Result<Forwards, Failure> 
 /// The first of these, with what to do.
 pub(crate) fn check_settings(config: &Config<AgentKeys>) -> Result<(), Failure> {
     let keys = &config.own;
-    config.refuse_zero(&["login_timeout", "max_channels"])?;
+    config.refuse_zero(&["login_timeout", "max_channels", "backoff_min"])?;
     if let Some(hub) = keys.hub.iter().find(|hub| tunnel::is_meant(hub)) {
         let why = format!("it is for hubs of SSH, and {} is none: leave it out", hub.0);
         let of_ssh = [

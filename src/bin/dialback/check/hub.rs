@@ -27,7 +27,9 @@ const LATER: Duration = Duration::from_secs(1000 * 365 * DAY);
 /// Looks at everything; one fault hides no other.
 pub(super) async fn check(config: &Config<HubKeys>, report: &mut Report) {
     let keys = &config.own;
-    report.step("settings", said(check_settings(config).map(|()| String::new())));
+    let settings = check_settings(config);
+    report.misconfigured = settings.is_err();
+    report.step("settings", said(settings.map(|()| String::new())));
 
     report.title("files");
     let mut opened = Vec::new();

@@ -64,13 +64,19 @@ pub(crate) async fn run(args: CheckArgs) -> Result<(), Failure> {
         }
     }
     report.written?;
-    if report.well { Ok(()) } else { Err(Failure::told()) }
+    match report.well {
+        true => Ok(()),
+        false if report.misconfigured => Err(Failure::told().of_configuration()),
+        false => Err(Failure::told()),
+    }
 }
 
 /// What was found so far.
 struct Report {
     file: String,
     well: bool,
+    /// Whether the settings are wrong, whatever else is.
+    misconfigured: bool,
     /// What was in the way of telling it.
     written: Result<(), Failure>,
 }
@@ -78,7 +84,7 @@ struct Report {
 impl Report {
     fn of(file: Option<&Path>) -> Self {
         let file = file.map_or("no file, flags and environment alone".into(), |path| path.display().to_string());
-        Self { file, well: true, written: Ok(()) }
+        Self { file, well: true, misconfigured: false, written: Ok(()) }
     }
 
     /// The configuration can be looked at.

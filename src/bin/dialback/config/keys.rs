@@ -69,7 +69,8 @@ keys! {
         /// Keys and certificates that are not let in, whatever else says: as RevokedKeys of sshd.
         revoked_keys ("FILE"): Option<PathBuf>;
         /// Which tokens may be which agents, for grpcs:// and grpc://: a line for each, the id and the SHA-256 of the token, as
-        /// `dialback keygen token` prints it. Changes count at once.
+        /// `dialback keygen token` prints it. Changes count at once: write another file and rename it to this one. While it
+        /// is faulty or missing, the tokens before stay in force, and the log says so.
         agent_tokens ("FILE"): Option<PathBuf>;
         /// A label that agents may set themselves; may be repeated.
         accept_labels ("NAME"): Vec<String>;

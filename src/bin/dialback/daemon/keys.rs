@@ -6,6 +6,7 @@ use dialback::{KeyError, PrivateKey};
 
 use crate::failure::Failure;
 use crate::file;
+use crate::tokens::is_of_systemd;
 
 /// Where a passphrase is, if keys are encrypted: never on the command line, which everybody can read.
 pub(crate) struct Passphrase<'a> {
@@ -32,8 +33,7 @@ impl Passphrase<'_> {
 
     fn open_one(&self, path: &Path, make: &str) -> Result<PrivateKey, Failure> {
         // systemd keeps the others out, by an access list that looks like a group that may read (systemd.exec(5)).
-        let of_systemd = std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| path.starts_with(dir));
-        if of_systemd
+        if is_of_systemd(path)
             && let Ok(text) = file::read_text(path, file::SECRET)
             && let Ok(key) = PrivateKey::from_openssh(&text)
         {

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
 use dialback::gateway::proto::{Agent, ListAgentsRequest, Tunnel, hub_client::HubClient};
 use serde_json::{Value, json};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::args::{MetadataArgs, SchemaArgs, ServerArgs};
@@ -22,6 +23,9 @@ use crate::format::{Format, escape};
 
 /// Where `dialback hub` has its gateway, if nothing else is said.
 const GATEWAY: &str = "http://127.0.0.1:8080";
+
+/// The longest list of agents that is taken, in bytes.
+const LONGEST: usize = 64 << 20;
 
 /// Arguments of `agents`.
 #[derive(Debug, Args)]
@@ -86,8 +90,13 @@ async fn told(session: &Session, status: Status) -> Failure {
     Failure::call(status.code())
 }
 
+/// The gateway's service.
+fn hub(session: &Session) -> HubClient<Channel> {
+    HubClient::new(session.connection.channel()).max_decoding_message_size(LONGEST)
+}
+
 async fn list(session: &Session, round_trips: bool) -> Result<Vec<Agent>, Status> {
-    let mut hub = HubClient::new(session.connection.channel());
+    let mut hub = hub(session);
     let mut request = Request::new(ListAgentsRequest { round_trips });
     *request.metadata_mut() = session.metadata.call.clone();
     Ok(hub.list_agents(request).await?.into_inner().agents)

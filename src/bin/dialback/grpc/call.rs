@@ -228,7 +228,7 @@ impl Call<'_> {
         let response = match grpc.streaming(request, path, Encoded).await {
             Ok(response) => response,
             Err(status) => {
-                let status = status::corrected(status, server);
+                let status = status::corrected_with_flag(status, server);
                 self.verbose(1, || format!("\nResponse trailers received:\n{}", lines(status.metadata()))).await;
                 return Ok(Some(status));
             }
@@ -243,7 +243,7 @@ impl Call<'_> {
             let bytes = match stream.message().await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => break Status::new(Code::Ok, ""),
-                Err(status) => break status::corrected(status, server),
+                Err(status) => break status::corrected_with_flag(status, server),
             };
             let size = bytes.len();
             let message = match schema.decode(&type_name, bytes).await {

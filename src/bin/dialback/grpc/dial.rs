@@ -2,6 +2,7 @@
 
 use std::future::{Ready, ready};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -67,7 +68,11 @@ pub(super) async fn dial(target: &Target, server: &ServerArgs) -> Result<Connect
 async fn connect(target: &Target, server: &ServerArgs) -> Result<Connection, Failure> {
     let with_tls = with_tls(target, server)?;
     let name = name(target, server, with_tls)?;
-    let io: BoxIo = if with_tls { Box::new(shake_hands(target, server, &name).await?) } else { open(target).await? };
+    let io: BoxIo = if with_tls {
+        Box::new(shake_hands(target, server, &name).await?)
+    } else {
+        open(target, server.connect_timeout).await?
+    };
     let (io, told) = Sniffed::new(io);
 
     let scheme = if with_tls { "https" } else { "http" };
@@ -129,8 +134,8 @@ fn name(target: &Target, server: &ServerArgs, with_tls: bool) -> Result<String, 
     }
 }
 
-/// Opens the byte stream under everything.
-async fn open(target: &Target) -> Result<BoxIo, Failure> {
+/// Opens the byte stream under everything. Whoever calls waits for `limit` and no longer.
+async fn open(target: &Target, limit: Duration) -> Result<BoxIo, Failure> {
     match &target.place {
         #[cfg(not(unix))]
         Place::Unix(_) => Err(Failure::usage("Unix sockets are for Unix: write HOST:PORT")),
@@ -144,19 +149,37 @@ async fn open(target: &Target) -> Result<BoxIo, Failure> {
             let found = found.map_err(|error| {
                 Failure::because(format!("the name {host} cannot be resolved: is it right?"), &error)
             })?;
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in found {
-                match TcpStream::connect(address).await {
-                    Ok(stream) => {
-                        let _ = stream.set_nodelay(true); // it would be slower, not wrong
-                        return Ok(Box::new(stream));
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            Err(unreachable_at(target, &last))
+            let stream = connect_to_one(found, limit).await.map_err(|error| unreachable_at(target, &error))?;
+            let _ = stream.set_nodelay(true); // it would be slower, not wrong
+            Ok(Box::new(stream))
         }
     }
+}
+
+/// Connects to the first of a name's addresses that answers. Each has its share of the time, and the last one all that is
+/// left: one where everything is dropped leaves some for the others.
+///
+/// # Errors
+/// Why the last of them cannot be reached.
+pub(crate) async fn connect_to_one(
+    addresses: impl Iterator<Item = SocketAddr>,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = addresses.collect();
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (after, address) in (0..addresses.len()).rev().zip(addresses) {
+        let connecting = TcpStream::connect(address);
+        let connected = match after {
+            0 => connecting.await,
+            _ => timeout(share, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn unreachable_at(target: &Target, error: &io::Error) -> Failure {
@@ -175,7 +198,7 @@ async fn shake_hands(target: &Target, server: &ServerArgs, name: &str) -> Result
     if server.insecure {
         say("dialback: warning: -insecure: the server's certificate is not checked\n").await;
     }
-    let stream = open(target).await?;
+    let stream = open(target, server.connect_timeout).await?;
     match TlsConnector::from(Arc::new(config)).connect(server_name, stream).await {
         Ok(stream) => Ok(stream),
         Err(error) => {
@@ -214,7 +237,7 @@ fn speaks_tls(target: &Target) -> Failure {
 async fn probe_tls(target: &Target, name: &str) -> bool {
     let attempt = async {
         let config = tls::probe()?;
-        let stream = open(target).await.ok()?;
+        let stream = open(target, PROBE).await.ok()?;
         let shaken = TlsConnector::from(Arc::new(config)).connect(tls::server_name(name).ok()?, stream).await;
         Some(match shaken {
             Ok(_) => true,
@@ -229,7 +252,7 @@ async fn probe_plaintext(target: &Target) -> bool {
     // The client's part of the preface, with an empty SETTINGS frame (RFC 9113 §3.4).
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let attempt = async {
-        let mut stream = open(target).await.ok()?;
+        let mut stream = open(target, PROBE).await.ok()?;
         stream.write_all(PREFACE).await.ok()?;
         let mut head = [0; 4];
         stream.read_exact(&mut head).await.ok()?;

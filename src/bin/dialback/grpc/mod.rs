@@ -30,6 +30,7 @@ pub(crate) use self::args::{CallArgs, DescribeArgs, HealthArgs, ListArgs};
 pub(crate) use self::call::call;
 pub(crate) use self::dashes::double_dashes;
 pub(crate) use self::describe::describe;
+pub(crate) use self::dial::connect_to_one;
 pub(crate) use self::health::health;
 pub(crate) use self::list::list;
 pub(crate) use self::output::{print, printable};

@@ -96,11 +96,20 @@ pub(super) async fn encoded(status: &Status, schema: &mut Schema, format: Format
 
 /// What a status says that this side has made up: tonic's own codes are not always those that gRPC has for it.
 pub(super) fn corrected(status: Status, server: &str) -> Status {
+    correct(status, server, "")
+}
+
+/// The same for a command that has `-max-msg-sz`.
+pub(super) fn corrected_with_flag(status: Status, server: &str) -> Status {
+    correct(status, server, ": see -max-msg-sz")
+}
+
+fn correct(status: Status, server: &str, remedy: &str) -> Status {
     let text = status.message();
     let too_long = text.contains("decoded message length too large") || text.contains("exceeded while decompressing");
     if too_long && matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
         // As in every other gRPC library.
-        return Status::resource_exhausted(format!("{text}: see -max-msg-sz"));
+        return Status::resource_exhausted(format!("{text}{remedy}"));
     }
     let mut cause = std::error::Error::source(&status);
     while let Some(error) = cause {

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, SystemTime};
 
 use dialback::gateway::proto::watch_agents_response::Event;
-use dialback::gateway::proto::{Agent, Gone, WatchAgentsRequest, WatchAgentsResponse, hub_client::HubClient};
+use dialback::gateway::proto::{Agent, Gone, WatchAgentsRequest, WatchAgentsResponse};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tonic::{Code, Request, Status, Streaming};
@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::super::output::{printable, say, show};
 use super::super::session::{Session, in_time, or_interrupted};
 use super::super::status;
-use super::{AgentsArgs, Form, as_json, joined, list, on_terminal, table, told};
+use super::{AgentsArgs, Form, as_json, hub, joined, list, on_terminal, table, told};
 use crate::failure::Failure;
 
 /// How often a table on a terminal is made anew while nothing changes: calls and round trips do.
@@ -76,7 +76,7 @@ impl Watch<'_> {
     }
 
     async fn look(&mut self, session: &Session) -> Result<Result<(), Status>, Failure> {
-        let mut hub = HubClient::new(session.connection.channel());
+        let mut hub = hub(session);
         let mut request = Request::new(WatchAgentsRequest {});
         *request.metadata_mut() = session.metadata.call.clone();
         let changes = match hub.watch_agents(request).await {

@@ -16,6 +16,8 @@ const MOST_FILES: usize = 10_000;
 const MOST_BYTES: usize = 64 << 20;
 const MOST_STEPS: usize = 4_000_000;
 
+const TOO_MANY: &str = "its files import more than any schema's do";
+
 /// Files that are to be added, by name.
 pub(super) type Batch = BTreeMap<String, File>;
 
@@ -36,6 +38,8 @@ pub(super) struct Pool {
     count: usize,
     bytes: usize,
     steps: usize,
+    /// Bytes of names that stand for a file in the list of another.
+    names: usize,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -129,16 +133,26 @@ impl Pool {
     fn visible(&mut self, file: &File, batch: &Batch) -> Result<Vec<String>, String> {
         let mut visible = BTreeSet::new();
         let mut open: Vec<&String> = file.imports.iter().collect();
-        let mut steps = 0;
+        let (mut steps, mut names) = (0, self.names);
         while let Some(name) = open.pop() {
             steps += 1;
             let Some(import) = batch.get(name).or_else(|| self.files.get(name)) else { continue };
-            if visible.insert(name.clone()) {
+            if !visible.contains(name) {
+                // A name may be long, and be seen by every file.
+                names += name.len();
+                if names > MOST_BYTES {
+                    break;
+                }
+                visible.insert(name.clone());
                 open.extend(&import.public);
             }
             if steps > MOST_STEPS {
                 break;
             }
+        }
+        self.names = names;
+        if names > MOST_BYTES {
+            return Err(TOO_MANY.into());
         }
         self.step(steps)?;
         Ok(visible.into_iter().collect())
@@ -146,7 +160,7 @@ impl Pool {
 
     fn step(&mut self, steps: usize) -> Result<(), String> {
         self.steps = self.steps.saturating_add(steps);
-        if self.steps > MOST_STEPS { Err("its files import more than any schema's do".into()) } else { Ok(()) }
+        if self.steps > MOST_STEPS { Err(TOO_MANY.into()) } else { Ok(()) }
     }
 
     /// Makes the descriptors anew from the files. What prost-reflect leaves of those that failed is in disorder. It takes
@@ -279,6 +293,23 @@ mod tests {
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         let files: Vec<_> = names.iter().map(|name| file(name, &names, &[])).collect();
         assert!(pool(&files).err().unwrap().contains("import more"));
+    }
+
+    /// 200 names of 4 KiB that 100 files see each: few steps, and 80 MiB of names.
+    #[test]
+    fn long_names_that_many_files_see_are_refused() {
+        let long = |number: usize| format!("{number:0>4096}");
+        let names: Vec<_> = (0..200).map(long).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let all: Vec<i32> = (0..200).collect();
+        let seen_by = |count: usize| {
+            let mut files: Vec<_> = names.iter().map(|name| file(name, &[], &[])).collect();
+            files.push(file("all", &names, &all));
+            files.extend((0..count).map(|number| file(&format!("user{number}"), &["all"], &[])));
+            pool(&files)
+        };
+        assert!(seen_by(100).err().unwrap().contains("import more"));
+        assert_eq!(imports(&seen_by(10).unwrap(), "user0").len(), 201);
     }
 
     #[test]
