@@ -92,8 +92,8 @@ async fn local_server_may_ask_for_a_certificate() {
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     for (more, code, said) in [
         (vec!["--forward-cert", &*certificate], 64, "--forward-cert and --forward-key go together"),
-        (vec!["--forward-cert", &*certificate, "--forward-key", &*authority], 1, "has no private key in PEM form"),
-        (vec!["--forward-cert", &*authority, "--forward-key", &*key], 1, "is no certificate of the key"),
+        (vec!["--forward-cert", &*certificate, "--forward-key", &*authority], 64, "has no private key in PEM form"),
+        (vec!["--forward-cert", &*authority, "--forward-key", &*key], 64, "is no certificate of the key"),
     ] {
         let (status, lines) = Peer::start(&mut dialback(&[&arguments[..], &more].concat())).finish().await;
         assert!(status.code() == Some(code) && lines.join("\n").contains(said), "{more:?}: {lines:?}");
