@@ -176,6 +176,10 @@ async fn wrong_configuration_is_told_before_anything_is_dialled() {
     assert!(code == 0 && text.contains("[agent]") && !text.contains("secret"), "{code} {text}");
     let (code, text) = site.check("127.0.0.1:1", &["--proxy", "http://a:1", "--no-proxy"]).await;
     assert!(code == 64 && text.contains("--no-proxy"), "{code} {text}");
+    for (hub, more) in [("wss://bad host/", &[][..]), ("127.0.0.1:1", &["--remote", "zzz"])] {
+        let (code, text) = site.check(hub, more).await;
+        assert!(code == 64 && !text.contains("connection") && !text.contains("TLS "), "{hub}: {code} {text}");
+    }
 }
 
 #[tokio::test]

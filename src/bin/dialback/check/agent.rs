@@ -169,6 +169,15 @@ async fn passed(step: Step, hub: &str, id: &str, proxy: Option<&str>) -> String 
     }
 }
 
+/// Whether nothing was dialled, and so no step was taken.
+fn is_configured_wrong(error: &ConnectError) -> bool {
+    use ConnectError::{InvalidAddress, InvalidAgentId, InvalidLabel, InvalidProxy, InvalidRemote};
+    matches!(
+        error,
+        InvalidAgentId(_) | InvalidAddress { .. } | InvalidRemote { .. } | InvalidLabel(_) | InvalidProxy { .. }
+    )
+}
+
 /// Goes all the way to one hub of SSH.
 async fn check_hub(keys: &AgentKeys, hub: &Address, report: &mut Report) -> Result<(), Failure> {
     let mut keys = keys.clone();
@@ -182,6 +191,11 @@ async fn check_hub(keys: &AgentKeys, hub: &Address, report: &mut Report) -> Resu
         }),
     };
     let connected = builder.connect(&address).await;
+    if let Err(error) = &connected
+        && is_configured_wrong(error)
+    {
+        return Err(explain(error, &keys));
+    }
     let id = match &connected {
         Ok(agent) => agent.id().to_string(),
         Err(_) => keys.id.clone().unwrap_or_default(),
