@@ -12,9 +12,9 @@ use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, Status
 use http_body::Frame;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::body::{Framed, Piece, Pieces};
@@ -23,6 +23,7 @@ use super::proto;
 use super::protocol::{self, Closing, NewCall, RequestEvent, StreamId, TunnelError, Woken, from_headers, into_headers};
 use crate::channel::drop_bad_details;
 use crate::http2::timeout_of;
+use crate::stats::code_of_http;
 use crate::unread::Unread;
 
 /// How long the good end of a call may wait for its caller to have sent all: see [`Closing::Held`].
@@ -189,21 +190,6 @@ fn status_in(headers: &mut HeaderMap) -> Option<proto::Status> {
     proto::Status::from_trailers(headers)
 }
 
-/// What an HTTP status means where no other is (gRPC, "HTTP to gRPC Status Code Mapping").
-fn code_of(status: StatusCode) -> Code {
-    match status {
-        StatusCode::BAD_REQUEST => Code::Internal,
-        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
-        StatusCode::FORBIDDEN => Code::PermissionDenied,
-        StatusCode::NOT_FOUND => Code::Unimplemented,
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
-        _ => Code::Unknown,
-    }
-}
-
 /// Sends an answer, no faster than it is taken, up to its status. None if the call is over before.
 async fn send(end: &End<protocol::Server>, stream: StreamId, response: Response<Body>) -> Option<Ending> {
     let (mut head, body) = response.into_parts();
@@ -217,7 +203,7 @@ async fn send(end: &End<protocol::Server>, stream: StreamId, response: Response<
     }
     if head.status != StatusCode::OK {
         let text = format!("the service answered with the HTTP status {}", head.status);
-        return Some((Status::new(code_of(head.status), text).into(), headers));
+        return Some((Status::new(code_of_http(head.status), text).into(), headers));
     }
     end.with(|server| server.headers(stream, headers)).ok()?.ok()?;
     let mut pieces = Pieces::of(body);

@@ -10,8 +10,6 @@ mod given;
 mod headers;
 mod held;
 mod keep_alive;
-#[cfg(feature = "gateway")]
-mod messages;
 mod placed;
 #[cfg(feature = "gateway")]
 mod relay;

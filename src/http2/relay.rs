@@ -20,8 +20,8 @@ use tokio::time::{Instant, Sleep};
 use super::connection::Lease;
 use super::given::Given;
 use super::held::Held;
-use super::messages::Messages;
 use super::upload::HASTY;
+use crate::stats::Messages;
 
 /// Frames smaller than this are copied together; a copy of them costs less than keeping them apart.
 const SMALL: usize = 1024;
@@ -316,7 +316,7 @@ impl Relay {
             let data = self.gathered.queue.pop(if self.shares.is_some() { wanted } else { room });
             let len = data.len();
             let last = self.gathered.queue.is_empty() && matches!(self.gathered.end, Some(None));
-            self.messages.follow(&data);
+            self.messages.feed(&data, |_| {});
             let data = if self.shares.is_some() { self.given.watch(data) } else { data };
             if self.sink.send_data(data, last).is_err() {
                 return Poll::Ready(Relayed::SinkClosed);

@@ -9,7 +9,7 @@ const PREFIX: usize = 5;
 /// without meaning, and no harm.
 /// See [gRPC over HTTP/2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md), Length-Prefixed-Message.
 #[derive(Debug, Default)]
-pub(super) struct Messages {
+pub(crate) struct Messages {
     prefix: [u8; PREFIX],
     /// How much of `prefix` is there; all of it while inside a message.
     have: usize,
@@ -19,7 +19,7 @@ pub(super) struct Messages {
 
 impl Messages {
     /// Takes the next chunk, and calls `whole` with the length of each message that it completes.
-    pub(super) fn feed(&mut self, mut chunk: &[u8], mut whole: impl FnMut(u32)) {
+    pub(crate) fn feed(&mut self, mut chunk: &[u8], mut whole: impl FnMut(u32)) {
         loop {
             if self.have < PREFIX {
                 let (head, rest) = chunk.split_at(chunk.len().min(PREFIX - self.have));
@@ -40,6 +40,12 @@ impl Messages {
             whole(self.len());
             self.have = 0;
         }
+    }
+
+    /// Whether a message has begun and not come to its end.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn is_within(&self) -> bool {
+        self.have > 0
     }
 
     fn len(&self) -> u32 {
@@ -65,6 +71,22 @@ mod tests {
             let (mut messages, mut found) = (Messages::default(), Vec::new());
             stream.chunks(cut).for_each(|chunk| messages.feed(chunk, |len| found.push(len)));
             assert_eq!(found, sizes, "chunks of {cut}");
+        }
+    }
+
+    #[cfg(feature = "gateway")]
+    #[test]
+    fn ends_of_messages_are_found_whatever_the_chunks() {
+        let sizes = [0, 1, 300, 0, 70_000];
+        let stream = framed(&sizes);
+        let ends: Vec<_> = (0..=sizes.len()).map(|count| framed(&sizes[..count]).len()).collect();
+        for cut in [1, 2, 3, 5, 7, 306, 4096, stream.len()] {
+            let (mut messages, mut at) = (Messages::default(), 0);
+            for chunk in stream.chunks(cut) {
+                messages.feed(chunk, |_| {});
+                at += chunk.len();
+                assert_eq!(messages.is_within(), !ends.contains(&at), "after {at} bytes in chunks of {cut}");
+            }
         }
     }
 

@@ -61,4 +61,8 @@ pub use conn::{StatsDial, StatsIo};
 pub use detector::{ConnState, DisconnectDetector};
 pub use event::{ConnEnd, ConnId, ConnStats, RpcId, RpcStats, Traffic};
 pub use layer::{Stats, StatsHandler, StatsLayer};
+#[cfg(feature = "gateway")]
+pub(crate) use messages::Messages;
+#[cfg(feature = "grpctunnel")]
+pub(crate) use rpc::code_of_http;
 pub use rpc::{StatsBody, StatsCall};

@@ -215,7 +215,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<(Code, String)> {
 
 /// What a response without `grpc-status` means, by the
 /// [table of the specification](https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md).
-fn code_of_http(status: StatusCode) -> Code {
+pub(crate) fn code_of_http(status: StatusCode) -> Code {
     match status {
         StatusCode::BAD_REQUEST => Code::Internal,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
