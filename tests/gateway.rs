@@ -1283,6 +1283,43 @@ async fn hub_tells_who_is_there_and_follows_them() {
     assert_eq!(soon("the end", status.message()).await.unwrap_err().code(), Code::Unavailable);
 }
 
+/// A watcher that hears of an agent's goodbye only when the agent is gone.
+#[tokio::test]
+async fn watcher_that_is_behind_hears_why_each_agent_went() {
+    use dialback::gateway::proto::{WatchAgentsRequest, hub_client::HubClient, watch_agents_response::Event};
+
+    const AGENTS: usize = 100;
+    let (host, key) = (PrivateKey::generate(), PrivateKey::generate());
+    let ids: Vec<_> = (0..AGENTS).map(|n| format!("laptop-{n}")).collect();
+    let allowed = ids.iter().fold(AllowedKeys::new(), |allowed, id| allowed.allow(id, key.public_key()).unwrap());
+    let hub = Hub::builder(host.clone()).authorizer(allowed).bind("127.0.0.1:0").await.unwrap();
+    let mut agents = Vec::new();
+    for id in &ids {
+        let agent = Agent::builder(id, key.clone()).host_keys(HostKeys::public_key(host.public_key()));
+        let agent = agent.connect(hub.local_addr().to_string()).await.unwrap();
+        drop(agent.incoming());
+        agents.push(agent);
+    }
+    let gateway = bind(Gateway::builder(&hub)).await;
+    let mut client = HubClient::new(channel_to(&gateway, "hub.example.com").await);
+    let mut watch = client.watch_agents(WatchAgentsRequest {}).await.unwrap().into_inner();
+    let Some(Event::Snapshot(all)) = soon("all", watch.message()).await.unwrap().unwrap().event else { panic!("none") };
+    assert_eq!(all.agents.len(), AGENTS);
+
+    let mut goodbyes = JoinSet::new();
+    for agent in agents {
+        goodbyes.spawn(async move { agent.shutdown(SECOND).await });
+    }
+    soon("the goodbyes", goodbyes.join_all()).await;
+    let mut gone = 0;
+    while gone < AGENTS {
+        if let Some(Event::Gone(agent)) = soon("a change", watch.message()).await.unwrap().unwrap().event {
+            assert!(!agent.reason.is_empty() && agent.at.is_some(), "{agent:?}");
+            gone += 1;
+        }
+    }
+}
+
 #[tokio::test]
 async fn list_tells_what_a_tunnel_runs_over_and_its_round_trip_when_asked() {
     use dialback::gateway::proto::{ListAgentsRequest, hub_client::HubClient};

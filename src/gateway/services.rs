@@ -305,8 +305,12 @@ impl Watch {
 
     /// Says how an agent is now.
     async fn changed(&mut self, agent: AgentId, why: Option<Disconnected>) -> bool {
-        let sessions = self.hub.0.sessions_of(&agent).into_iter();
-        let visible = sessions.filter(|session| self.caller.may(&agent, session.labels(), WATCH));
+        let sessions = self.hub.0.sessions_of(&agent);
+        // It has ended since; the event of that says why.
+        if sessions.is_empty() && why.is_none() {
+            return true;
+        }
+        let visible = sessions.into_iter().filter(|session| self.caller.may(&agent, session.labels(), WATCH));
         let tunnels: Vec<_> = visible.map(|session| tunnel(&session)).collect();
         if !tunnels.is_empty() {
             self.seen.insert(agent.clone());
