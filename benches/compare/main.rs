@@ -34,8 +34,9 @@
 //! every process of ours on one thread. `path-20ms`, `path-100ms`: the contender's carrier goes through a relay of ours
 //! (`line.rs`) with that round-trip time and 100 Mbit/s each way.
 //!
-//! `fleet-1000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). Each of the two processes needs an open file for
-//! each agent: see `ulimit -n`.
+//! `fleet-1000`, `fleet-5000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). `idle` is of their coming and of what
+//! they cost then, `herd` of their return after the hub was killed. The hub's process needs an open file for each agent: see
+//! `ulimit -n`.
 //!
 //! # Figures
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
@@ -60,6 +61,7 @@ mod rounds;
 mod soak;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
 mod tls;
+mod tries;
 mod work;
 
 use std::fmt::Write as _;

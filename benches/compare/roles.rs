@@ -86,9 +86,9 @@ pub(crate) enum Role {
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: String,
     },
-    /// Many agents.
+    /// One of the processes that share out many agents.
     #[command(hide = true)]
-    FleetAgents { dir: PathBuf, agents: usize, address: String },
+    FleetAgents { dir: PathBuf, process: usize, address: String },
 }
 
 impl Role {
@@ -100,7 +100,7 @@ impl Role {
             Self::Agent { dir, way, url } => agent(&dir, way, &url).await,
             Self::Line { target, limits } => line::run(target, &limits).await,
             Self::FleetHub { dir, agents, listen } => fleet::hub(&dir, agents, &listen).await,
-            Self::FleetAgents { dir, agents, address } => fleet::agents(&dir, agents, &address).await,
+            Self::FleetAgents { dir, process, address } => fleet::agents(&dir, process, &address).await,
         }
     }
 }
