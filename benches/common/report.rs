@@ -67,7 +67,8 @@ impl Report {
     /// To the baseline, for what is not that itself.
     fn ratio(&self, row: &Row) -> Option<f64> {
         let other = self.median(&row.case, self.baseline, row.metric)?;
-        (row.path != self.baseline).then(|| median(&row.values) / other)
+        // To none at all there is no ratio.
+        (row.path != self.baseline && other != 0.0).then(|| median(&row.values) / other)
     }
 
     /// The rows, what is compared next to each other: paths within metrics within cases.

@@ -44,6 +44,8 @@ pub(crate) fn table(report: &Report) -> String {
         alone("fleet-10000/idle", "hub CPU", Bound::AtMost(10.0)),
         alone("fleet-10000/herd", "all back", Bound::AtMost(30.0)),
         alone("fleet-10000/herd", "failed calls meanwhile", Bound::AtMost(0.0)),
+        alone("lossy-link/mixed-calls", "failed", Bound::AtMost(0.0)),
+        alone("lossy-link/mixed-calls", "connections lost", Bound::AtMost(0.0)),
         alone("soak-30min", "failed", Bound::AtMost(0.0)),
         alone("soak-30min", "tunnels lost", Bound::AtMost(0.0)),
         alone("soak-30min", "hub memory grows", Bound::AtMost(1.0)),

@@ -145,6 +145,11 @@ impl Plan {
         self.pick(&[200], &[1000, 5000, 10_000])
     }
 
+    /// How long calls are made over the lossy link.
+    pub(crate) fn lossy_time(&self) -> Duration {
+        Duration::from_secs(self.pick(5, 60))
+    }
+
     /// How long a contender may take to answer again after a cut.
     pub(crate) fn return_time(&self) -> Duration {
         Duration::from_secs(self.pick(3, 10))
