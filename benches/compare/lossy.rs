@@ -25,7 +25,7 @@ pub(crate) const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 /// How long calls may still take that are under way when the time is up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const CASE: &str = "lossy-link/mixed-calls";
+pub(crate) const CASE: &str = "lossy-link/mixed-calls";
 
 /// All contenders at once.
 pub(crate) async fn measure(plan: &Plan, report: &mut Report, left_out: &mut LeftOut) {

@@ -122,6 +122,9 @@ fn main() -> Result<(), Failure> {
     let threads = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Some(role) = args.role {
+        // It ends with its standard input, too, but not while it does some work.
+        #[cfg(target_os = "linux")]
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
         let runtime = if args.one_thread { one_thread() } else { threads() }?;
         let ended = runtime.block_on(role.run());
         // Standard input is read by a thread that would be waited for.

@@ -148,7 +148,7 @@ fn on_cpu(process: u32) -> Option<u64> {
     Some(threads.filter_map(|thread| of(thread.ok()?)).sum())
 }
 
-/// This program in another role. It ends with its standard input.
+/// This program in another role. It ends with its standard input, and is killed if this one is.
 pub(crate) fn own<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Command, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments);
