@@ -129,22 +129,28 @@ struct Seen {
     packets: u64,
     lost: u64,
     overtaken: u64,
-    /// The ports of connections that were closed or reset. There are as many as processes dial.
+    /// The ports of connections that were dialled, and of those that were closed or reset.
+    begun: HashSet<[u16; 2]>,
     ended: HashSet<[u16; 2]>,
 }
 
 impl Seen {
-    /// Of a packet before it may be lost, so that no end goes unseen.
+    /// Of a packet before it may be lost, so that nothing goes unseen.
     fn take_note(&mut self, facts: &Facts) {
         self.packets += 1;
-        if facts.ends {
-            self.ended.insert(facts.ports);
+        match facts.what {
+            What::Begin => _ = self.begun.insert(facts.ports),
+            What::End => _ = self.ended.insert(facts.ports),
+            What::Other => {}
         }
     }
 
+    /// Of connections, those that ended or, if there are more, those that began. What is given up while the other end does
+    /// not answer may not show an end, since its last packet comes after all that is unanswered; but one takes its place.
     fn told(&self) -> Value {
+        let connections = self.begun.len().max(self.ended.len());
         json!({
-            "packets": self.packets, "lost": self.lost, "overtaken": self.overtaken, "ended": self.ended.len(),
+            "packets": self.packets, "lost": self.lost, "overtaken": self.overtaken, "connections": connections,
         })
     }
 }
@@ -153,8 +159,15 @@ impl Seen {
 struct Facts {
     /// The lower one first, so that both ways are the same connection.
     ports: [u16; 2],
-    /// The connection is closed or reset.
-    ends: bool,
+    what: What,
+}
+
+enum What {
+    /// A connection is dialled.
+    Begin,
+    /// It is closed or reset.
+    End,
+    Other,
 }
 
 impl Facts {
@@ -162,7 +175,10 @@ impl Facts {
     fn of(packet: &[u8]) -> Option<Self> {
         // RFC 791, section 3.1, and RFC 9293, section 3.1.
         const TCP: u8 = 6;
-        const FIN_OR_RST: u8 = 0b101;
+        const FIN: u8 = 1;
+        const SYN: u8 = 2;
+        const RST: u8 = 4;
+        const ACK: u8 = 16;
         let first = packet.first()?;
         if first >> 4 != 4 || *packet.get(9)? != TCP {
             return None;
@@ -171,6 +187,14 @@ impl Facts {
         let port = |at: usize| Some(u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?]));
         let mut ports = [port(0)?, port(2)?];
         ports.sort_unstable();
-        Some(Self { ports, ends: header.get(13)? & FIN_OR_RST != 0 })
+        let flags = header.get(13)?;
+        let what = if flags & (FIN | RST) != 0 {
+            What::End
+        } else if flags & (SYN | ACK) == SYN {
+            What::Begin
+        } else {
+            What::Other
+        };
+        Some(Self { ports, what })
     }
 }

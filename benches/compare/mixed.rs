@@ -23,6 +23,9 @@ const CALLERS: usize = 8;
 /// A call that takes longer has failed.
 const CALL: Duration = Duration::from_secs(30);
 
+/// How long a caller waits after a call that failed: there may be nothing to call for a while.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The deadline of those that have one: about two round trips, so that some meet it and some do not.
 const DEADLINE: Duration = Duration::from_millis(200);
 
@@ -97,11 +100,11 @@ pub(crate) async fn calls<T: Transport>(client: &EchoClient<T>, duration: Durati
         all.why = all.why.or(done.why);
         all.times.extend(done.times);
     }
-    let rate = all.calls as f64 / started.elapsed().as_secs_f64();
+    let rate = (all.calls - all.failed) as f64 / started.elapsed().as_secs_f64();
     all.times.sort_unstable();
     let millis = |percent: usize| {
         let time = all.times.get(all.times.len() * percent / 100);
-        time.copied().unwrap_or_default().as_secs_f64() * 1e3
+        time.map(|time| time.as_secs_f64() * 1e3)
     };
     Ok(json!({
         "rate": rate, "expired": all.expired, "failed": all.failed, "why": all.why,
@@ -129,6 +132,7 @@ async fn call<T: Transport>(client: &mut EchoClient<T>, kind: Kind, done: &mut D
         (Err(error), _) => {
             done.failed += 1;
             done.why.get_or_insert_with(|| format!("{kind:?} after {:?}: {error}", begun.elapsed()));
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }
