@@ -67,7 +67,8 @@ impl Report {
     /// To the baseline, for what is not that itself.
     fn ratio(&self, row: &Row) -> Option<f64> {
         let other = self.median(&row.case, self.baseline, row.metric)?;
-        (row.path != self.baseline).then(|| median(&row.values) / other)
+        // To none at all there is no ratio.
+        (row.path != self.baseline && other != 0.0).then(|| median(&row.values) / other)
     }
 
     /// The rows, what is compared next to each other: paths within metrics within cases.
@@ -135,6 +136,7 @@ impl Report {
             let Some(measured) = self.measured(goal) else { continue };
             let (sign, reached) = match goal.bound {
                 Bound::AtMost(bound) => (format!("≤ {bound}"), measured <= bound),
+                Bound::NeverAbove(bound) => (format!("never > {bound}"), measured <= bound),
                 Bound::AtLeast(bound) => (format!("≥ {bound}"), measured >= bound),
             };
             let reached = if reached { "yes" } else { "no" };
@@ -147,6 +149,10 @@ impl Report {
     }
 
     fn measured(&self, goal: &Goal) -> Option<f64> {
+        if let Bound::NeverAbove(_) = goal.bound {
+            let row = self.find(&goal.case, goal.path, goal.metric)?;
+            return row.values.iter().copied().reduce(f64::max);
+        }
         let value = self.median(&goal.case, goal.path, goal.metric)?;
         match goal.against {
             Some(path) => Some(value / self.median(&goal.case, path, goal.metric)?),
@@ -158,6 +164,8 @@ impl Report {
 #[derive(Clone, Copy)]
 pub(crate) enum Bound {
     AtMost(f64),
+    /// In no round, while the others are of the median. It is of the value.
+    NeverAbove(f64),
     AtLeast(f64),
 }
 

@@ -1,5 +1,5 @@
-//! Many agents on one hub, the hub in a process of its own and all agents in another: what an idle one costs, and what
-//! happens when the hub dies and comes back.
+//! Many agents on one hub, the hub in a process of its own and the agents in two others: how soon they are there, what an
+//! idle one costs, and what happens when the hub dies and comes back.
 //!
 //! The agents are let in as a hub does it by default, but that as many strangers may come from one address as in all: here
 //! they share one, which a fleet does not.
@@ -24,12 +24,16 @@ use crate::process::{Process, cpu};
 use crate::roles::Way;
 use crate::rounds::LeftOut;
 use crate::soak;
+use crate::tries::Tries;
+
+/// Among which the agents are shared out.
+const PROCESSES: usize = 2;
 
 /// Strangers that the hub has in at once: its default for all of them together.
 const STRANGERS: usize = 128;
 
-/// Logins that the agents' process has under way when it starts. After a loss each agent is on its own.
-const LOGINS: usize = 32;
+/// Logins that a process of agents has under way when it starts. After a loss each agent is on its own.
+const LOGINS: usize = 16;
 
 /// Agents that connect before the hub's memory is first read: code and runtime are in memory from then on.
 const WARM_UP: usize = 16;
@@ -77,7 +81,7 @@ pub(crate) struct Fleet {
     dir: TempDir,
     address: String,
     pub(crate) hub: Process,
-    agents: Process,
+    agents: Vec<Process>,
 }
 
 impl Fleet {
@@ -91,13 +95,26 @@ impl Fleet {
             PrivateKey::load_or_generate(dir.path().join(name))?;
         }
         let (hub, address) = start_hub(dir.path(), size, "127.0.0.1:0").await?;
-        let agents = own("fleet-agents", dir.path(), &[&size.to_string(), &address])?;
+        let agents = |process: usize| own("fleet-agents", dir.path(), &[&process.to_string(), &address]);
+        let agents = (0..PROCESSES).map(agents).collect::<Result<_, _>>()?;
         Ok(Self { size, dir, address, hub, agents })
     }
 
     /// Connects the agents until there are so many.
     pub(crate) async fn connect(&mut self, agents: usize) -> Result<(), Failure> {
-        ask(&mut self.agents, &format!("connect {agents}")).await.map(drop)
+        self.ask_agents(&format!("connect {agents}")).await.map(drop)
+    }
+
+    /// Of all their processes at once.
+    async fn ask_agents(&mut self, order: &str) -> Result<Vec<Value>, Failure> {
+        for process in &mut self.agents {
+            process.tell(order).await?;
+        }
+        let mut answers = Vec::new();
+        for process in &mut self.agents {
+            answers.push(process.answer(PATIENCE + CALL).await?);
+        }
+        Ok(answers)
     }
 
     async fn idle(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
@@ -105,9 +122,11 @@ impl Fleet {
         let before = self.settled(WARM_UP).await?;
         let started = Instant::now();
         self.connect(self.size).await?;
+        ask(&mut self.hub, &format!("wait {}", self.size)).await?;
         let took = started.elapsed().as_secs_f64();
         let grown = self.settled(self.size).await? - before;
         let connected = (self.size - WARM_UP) as f64;
+        report.add(case, PATH, "all up", "s", took);
         report.add(case, PATH, "logins", "logins/s", connected / took);
         report.add(case, PATH, "hub memory", "KiB/agent", grown / 1024.0 / connected);
 
@@ -126,12 +145,18 @@ impl Fleet {
         Ok(answer["resident"].as_f64().ok_or("no figure for the hub's memory")?)
     }
 
-    /// The hub is killed, and a new one comes to its place.
+    /// The hub is killed, and a new one comes to its place. An agent's tries count from when that one listens: those while
+    /// there is no hub must come to nothing.
     async fn herd(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
         self.hub.kill().await?;
         tokio::time::sleep(AWAY).await;
         (self.hub, _) = start_hub(self.dir.path(), self.size, &self.address).await?;
-        let answer = ask(&mut self.hub, &format!("herd {}", self.size)).await?;
+        self.hub.tell(&format!("herd {}", self.size)).await?;
+        self.ask_agents("count tries").await?;
+        let answer = self.hub.answer(PATIENCE + CALL).await?;
+        let tries = self.ask_agents("tries").await?;
+        let most = tries.iter().filter_map(|answer| answer["most"].as_f64()).reduce(f64::max);
+        report.add(case, PATH, "most tries of an agent", "tries", most.ok_or("no figure for tries")?);
         for (metric, unit) in [
             ("all back", "s"),
             ("half back", "s"),
@@ -256,33 +281,50 @@ async fn herd(hub: &Hub, count: usize) -> Result<Value, Failure> {
     }))
 }
 
-/// The agents' process. Ends with its standard input.
-pub(crate) async fn agents(dir: &Path, most: usize, address: &str) -> Result<(), Failure> {
-    let key = PrivateKey::load_or_generate(dir.join("agent"))?;
-    let host_key = PrivateKey::load_or_generate(dir.join("host"))?.public_key();
-    let mut connected = Vec::with_capacity(most);
+/// One of the agents' processes, by its number. Ends with its standard input.
+pub(crate) async fn agents(dir: &Path, process: usize, address: &str) -> Result<(), Failure> {
+    let mut fleet = Vec::new();
+    let mut tries = Tries::default();
     let mut orders = BufReader::new(stdin()).lines();
     while let Some(order) = orders.next_line().await? {
-        let wanted = order.strip_prefix("connect ").ok_or("no such order")?.parse::<usize>()?.min(most);
-        let mut logins = JoinSet::new();
-        for number in connected.len()..wanted {
-            if logins.len() == LOGINS
-                && let Some(agent) = logins.join_next().await
-            {
-                connected.push(agent??);
+        let answer = match order.split_once(' ') {
+            Some(("connect", all)) => {
+                connect(&mut fleet, dir, process, all.parse()?, address).await?;
+                json!({})
             }
-            let agent = Agent::builder(id(number), key.clone()).host_keys(HostKeys::public_key(host_key.clone()));
-            let login = agent.connect(address.to_owned());
-            logins.spawn(async move {
-                let agent = login.await?;
-                tokio::spawn(service::server().serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
-                Ok::<_, Failure>(agent)
-            });
+            _ if order == "count tries" => {
+                tries = Tries::from_now_on(&fleet);
+                json!({})
+            }
+            _ if order == "tries" => json!({ "most": tries.most() }),
+            _ => return Err(format!("no such order: {order}").into()),
+        };
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+/// Connects this process's share until there are so many in all processes.
+async fn connect(fleet: &mut Vec<Agent>, dir: &Path, process: usize, all: usize, address: &str) -> Result<(), Failure> {
+    let key = PrivateKey::load_or_generate(dir.join("agent"))?;
+    let host_key = PrivateKey::load_or_generate(dir.join("host"))?.public_key();
+    let mut logins = JoinSet::new();
+    for number in (process..all).step_by(PROCESSES).skip(fleet.len()) {
+        if logins.len() == LOGINS
+            && let Some(agent) = logins.join_next().await
+        {
+            fleet.push(agent??);
         }
-        while let Some(agent) = logins.join_next().await {
-            connected.push(agent??);
-        }
-        println!("{}", json!({ "connected": connected.len() }));
+        let agent = Agent::builder(id(number), key.clone()).host_keys(HostKeys::public_key(host_key.clone()));
+        let login = agent.connect(address.to_owned());
+        logins.spawn(async move {
+            let agent = login.await?;
+            tokio::spawn(service::server().serve_with_incoming_shutdown(agent.incoming(), std::future::pending()));
+            Ok::<_, Failure>(agent)
+        });
+    }
+    while let Some(agent) = logins.join_next().await {
+        fleet.push(agent??);
     }
     Ok(())
 }

@@ -34,8 +34,14 @@
 //! every process of ours on one thread. `path-20ms`, `path-100ms`: the contender's carrier goes through a relay of ours
 //! (`line.rs`) with that round-trip time and 100 Mbit/s each way.
 //!
-//! `fleet-1000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). Each of the two processes needs an open file for
-//! each agent: see `ulimit -n`.
+//! `lossy-link`: cloud and laptop are two network namespaces, and the link between them loses 5 % of the packets each way and
+//! delays the others by 100 ms of round trip, give or take 30, so that they come out of order (`lossy.rs`, `emulator.rs`).
+//! `mixed-calls` is a minute of calls of every kind, some with a deadline: no other may fail, and no connection may be lost.
+//! It needs root, and of Debian's packages `iproute2` and `util-linux`.
+//!
+//! `fleet-1000`, `fleet-5000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). `idle` is of their coming and of what
+//! they cost then, `herd` of their return after the hub was killed. The hub's process needs an open file for each agent: see
+//! `ulimit -n`.
 //!
 //! # Figures
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
@@ -48,10 +54,15 @@ mod chart;
 #[path = "../common/mod.rs"]
 mod common;
 mod contenders;
+#[cfg(target_os = "linux")]
+mod emulator;
 mod figures;
 mod fleet;
 mod goals;
 mod line;
+mod lossy;
+mod mixed;
+mod network;
 mod orders;
 mod plan;
 mod process;
@@ -61,6 +72,7 @@ mod rounds;
 mod soak;
 #[cfg(any(feature = "gateway", feature = "websocket"))]
 mod tls;
+mod tries;
 mod work;
 
 use std::fmt::Write as _;
@@ -111,6 +123,9 @@ fn main() -> Result<(), Failure> {
     let threads = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let one_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Some(role) = args.role {
+        // It ends with its standard input, too, but not while it does some work.
+        #[cfg(target_os = "linux")]
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
         let runtime = if args.one_thread { one_thread() } else { threads() }?;
         let ended = runtime.block_on(role.run());
         // Standard input is read by a thread that would be waited for.
@@ -138,6 +153,7 @@ async fn compare(args: &Args) -> Result<(), Failure> {
                 rounds::run(&plan, setting, &mut report, &mut left_out).await?;
             }
             rounds::waits(&plan, &mut report, &mut left_out).await;
+            lossy::measure(&plan, &mut report, &mut left_out).await;
             for agents in plan.fleet_sizes() {
                 fleet::measure(&plan, *agents, &mut report, &mut left_out).await;
             }

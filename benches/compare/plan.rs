@@ -142,7 +142,12 @@ impl Plan {
 
     /// How many agents fleets have.
     pub(crate) fn fleet_sizes(&self) -> &'static [usize] {
-        self.pick(&[200], &[1000, 10_000])
+        self.pick(&[200], &[1000, 5000, 10_000])
+    }
+
+    /// How long calls are made over the lossy link.
+    pub(crate) fn lossy_time(&self) -> Duration {
+        Duration::from_secs(self.pick(5, 60))
     }
 
     /// How long a contender may take to answer again after a cut.

@@ -35,7 +35,7 @@ pub(crate) struct Process {
 impl Process {
     /// This program in another role.
     pub(crate) fn own<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self, Failure> {
-        Self::start(Command::new(std::env::current_exe()?).args(arguments))
+        Self::start(&mut own(arguments)?)
     }
 
     pub(crate) fn start(command: &mut Command) -> Result<Self, Failure> {
@@ -146,6 +146,13 @@ fn on_cpu(process: u32) -> Option<u64> {
         text.split(' ').next()?.parse::<u64>().ok()
     };
     Some(threads.filter_map(|thread| of(thread.ok()?)).sum())
+}
+
+/// This program in another role. It ends with its standard input, and is killed if this one is.
+pub(crate) fn own<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Command, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(arguments);
+    Ok(command)
 }
 
 /// A program that is not ours and does not end with its standard input: it is killed if this one is.

@@ -1,11 +1,11 @@
 //! The processes of the contenders that are ours, from inside. Each prints `listening ADDRESS` if it does, and ends with
 //! its standard input.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey};
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio::net::TcpListener;
@@ -50,6 +50,8 @@ pub(crate) enum Role {
     /// Serves on a TCP port.
     #[command(hide = true)]
     Server {
+        #[command(flatten)]
+        host: Host,
         /// With the TLS files in this directory.
         #[arg(long)]
         tls: Option<PathBuf>,
@@ -67,10 +69,23 @@ pub(crate) enum Role {
     },
     /// A hub, with the keys in a directory; takes orders.
     #[command(hide = true)]
-    Hub { dir: PathBuf, way: Way },
+    Hub {
+        dir: PathBuf,
+        way: Way,
+        #[command(flatten)]
+        host: Host,
+        #[command(flatten)]
+        keepalive: Keepalive,
+    },
     /// An agent, with the keys in a directory, that serves.
     #[command(hide = true)]
-    Agent { dir: PathBuf, way: Way, url: String },
+    Agent {
+        dir: PathBuf,
+        way: Way,
+        url: String,
+        #[command(flatten)]
+        keepalive: Keepalive,
+    },
     /// A network between a port of its own and this one.
     #[command(hide = true)]
     Line {
@@ -78,6 +93,9 @@ pub(crate) enum Role {
         #[command(flatten)]
         limits: Limits,
     },
+    /// A network that loses packets, and a namespace at each of its ends.
+    #[command(hide = true)]
+    Link,
     /// A hub for many agents.
     #[command(hide = true)]
     FleetHub {
@@ -86,27 +104,59 @@ pub(crate) enum Role {
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: String,
     },
-    /// Many agents.
+    /// One of the processes that share out many agents.
     #[command(hide = true)]
-    FleetAgents { dir: PathBuf, agents: usize, address: String },
+    FleetAgents { dir: PathBuf, process: usize, address: String },
+}
+
+/// Where a process listens.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Host {
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+}
+
+impl Host {
+    /// With a port that the system chooses.
+    fn listen(self) -> SocketAddr {
+        SocketAddr::new(self.host, 0)
+    }
+}
+
+/// How a tunnel's ends find out that the other is dead.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Keepalive {
+    /// Ask after so many seconds of silence, three times; not given, it is as by default.
+    #[arg(long)]
+    keepalive: Option<u64>,
+}
+
+impl Keepalive {
+    fn get(self) -> Option<(Duration, usize)> {
+        self.keepalive.map(|seconds| (Duration::from_secs(seconds), 3))
+    }
 }
 
 impl Role {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Server { tls } => serve(tls.as_deref()).await,
+            Self::Server { host, tls } => serve(host, tls.as_deref()).await,
             Self::Client { address, tls, agent } => call(address, tls.as_deref(), agent.as_deref()).await,
-            Self::Hub { dir, way } => hub(&dir, way).await,
-            Self::Agent { dir, way, url } => agent(&dir, way, &url).await,
+            Self::Hub { dir, way, host, keepalive } => hub(&dir, way, host, keepalive).await,
+            Self::Agent { dir, way, url, keepalive } => agent(&dir, way, &url, keepalive).await,
             Self::Line { target, limits } => line::run(target, &limits).await,
+            #[cfg(target_os = "linux")]
+            Self::Link => crate::emulator::run().await,
+            #[cfg(not(target_os = "linux"))]
+            Self::Link => Err("network namespaces and TUN devices are Linux's".into()),
             Self::FleetHub { dir, agents, listen } => fleet::hub(&dir, agents, &listen).await,
-            Self::FleetAgents { dir, agents, address } => fleet::agents(&dir, agents, &address).await,
+            Self::FleetAgents { dir, process, address } => fleet::agents(&dir, process, &address).await,
         }
     }
 }
 
-async fn serve(tls: Option<&Path>) -> Result<(), Failure> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+async fn serve(host: Host, tls: Option<&Path>) -> Result<(), Failure> {
+    let listener = TcpListener::bind(host.listen()).await?;
     println!("listening {}", listener.local_addr()?);
     match tls {
         None => {
@@ -140,11 +190,15 @@ async fn call(address: SocketAddr, tls: Option<&Path>, agent: Option<&str>) -> R
     orders::serve(EchoClient::new(dial()?), Some(&dial)).await
 }
 
-async fn hub(dir: &Path, way: Way) -> Result<(), Failure> {
+async fn hub(dir: &Path, way: Way, host: Host, keepalive: Keepalive) -> Result<(), Failure> {
     let agent = PrivateKey::load_or_generate(dir.join("agent"))?.public_key();
     let host_key = PrivateKey::load_or_generate(dir.join("host"))?;
     let allowed = AllowedKeys::new().allow(AGENT, agent)?;
-    let hub = Hub::builder(host_key).authorizer(allowed).bind("127.0.0.1:0").await?;
+    let mut hub = Hub::builder(host_key).authorizer(allowed);
+    if let Some((interval, most)) = keepalive.get() {
+        hub = hub.keepalive(interval, most);
+    }
+    let hub = hub.bind(host.listen().to_string()).await?;
     match way {
         Way::Ssh => println!("listening {}", hub.local_addr()),
         #[cfg(feature = "gateway")]
@@ -159,7 +213,7 @@ async fn hub(dir: &Path, way: Way) -> Result<(), Failure> {
         Way::Wss => {
             let files = ["certificate.pem", "key.pem"].map(|name| dir.join(name));
             let [certificate, key] = files;
-            let url = hub.listen_tls("wss://127.0.0.1:0/tunnel", certificate, key).await?;
+            let url = hub.listen_tls(&format!("wss://{}/tunnel", host.listen()), certificate, key).await?;
             let port = url.trim_start_matches("wss://").trim_end_matches("/tunnel");
             println!("listening {port}");
         }
@@ -168,7 +222,7 @@ async fn hub(dir: &Path, way: Way) -> Result<(), Failure> {
             let id: dialback::AgentId = AGENT.parse()?;
             let known = move |_: &tonic::Request<()>| Ok((id.clone(), dialback::Grant::new()));
             let service = dialback::grpctunnel::TunnelService::builder().reverse(&hub).identify(known).build();
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let listener = TcpListener::bind(host.listen()).await?;
             println!("listening {}", listener.local_addr()?);
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let server = dialback::tune_server(tonic::transport::Server::builder()).add_service(service);
@@ -180,7 +234,7 @@ async fn hub(dir: &Path, way: Way) -> Result<(), Failure> {
     orders::serve(EchoClient::new(hub.channel(AGENT)?), None).await
 }
 
-async fn agent(dir: &Path, way: Way, address: &str) -> Result<(), Failure> {
+async fn agent(dir: &Path, way: Way, address: &str, keepalive: Keepalive) -> Result<(), Failure> {
     #[cfg(feature = "grpctunnel")]
     if way == Way::Grpctunnel {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
@@ -191,7 +245,10 @@ async fn agent(dir: &Path, way: Way, address: &str) -> Result<(), Failure> {
     }
     let key = PrivateKey::load_or_generate(dir.join("agent"))?;
     let host_key = PrivateKey::load_or_generate(dir.join("host"))?.public_key();
-    let agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host_key));
+    let mut agent = Agent::builder(AGENT, key).host_keys(HostKeys::public_key(host_key));
+    if let Some((interval, most)) = keepalive.get() {
+        agent = agent.keepalive(interval, most);
+    }
     #[cfg(feature = "websocket")]
     let agent = agent.tls_roots(dir.join("authority.pem"));
     let url = if way == Way::Wss { format!("wss://{address}/tunnel") } else { address.to_owned() };

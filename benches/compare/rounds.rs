@@ -8,6 +8,7 @@ use crate::common::Failure;
 use crate::common::report::Report;
 use crate::contenders::{Contender, Running};
 use crate::line::{Limits, Line};
+use crate::network::Network;
 use crate::plan::{BLOCK, Plan, RATE, Setting, Stream, Work, works};
 
 /// How long one turn may take beyond what it should.
@@ -86,11 +87,11 @@ pub(crate) async fn run(
 }
 
 async fn start(contender: Contender, setting: Setting) -> Result<Running, Failure> {
-    let line = match setting {
-        Setting::Path(round_trip) => Some(Line::new(Limits::new(round_trip, RATE))),
-        Setting::Loopback | Setting::OneThread => None,
+    let network = match setting {
+        Setting::Path(round_trip) => Network::Line(Line::new(Limits::new(round_trip, RATE))),
+        Setting::Loopback | Setting::OneThread => Network::Loopback,
     };
-    let starting = contender.start(line, setting == Setting::OneThread);
+    let starting = contender.start(network, setting == Setting::OneThread);
     // What a contender is built from may have to be downloaded first.
     tokio::time::timeout(BUILD, starting).await.map_err(|_| "it does not start")?
 }
@@ -208,7 +209,7 @@ pub(crate) async fn waits(plan: &Plan, report: &mut Report, left_out: &mut LeftO
             if left_out.iter().any(|(case, name, _)| *case == set_up && *name == contender.name()) {
                 continue;
             }
-            let mut running = match contender.start(Some(Line::new(Limits::default())), false).await {
+            let mut running = match contender.start(Network::Line(Line::new(Limits::default())), false).await {
                 Ok(running) => running,
                 Err(why) => {
                     left_out.push((set_up.clone(), contender.name(), why.to_string()));

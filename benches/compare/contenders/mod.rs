@@ -7,6 +7,7 @@ mod openssh;
 mod python;
 mod tool;
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::common::Failure;
-use crate::line::Line;
+use crate::lossy::Link;
+use crate::network::{Network, Side};
 use crate::process::{self, Process};
 use crate::roles::Way;
 
@@ -89,9 +91,9 @@ impl Contender {
         }
     }
 
-    /// Starts its processes, with their carrier over the line if there is one. `Err` says why it cannot be had.
-    pub(crate) async fn start(self, line: Option<Line>, one_thread: bool) -> Result<Running, Failure> {
-        let mut start = Start { dir: tempfile::tempdir()?, line, one_thread, dialled: None };
+    /// Starts its processes in this network. `Err` says why it cannot be had.
+    pub(crate) async fn start(self, network: Network, one_thread: bool) -> Result<Running, Failure> {
+        let mut start = Start { dir: tempfile::tempdir()?, network, one_thread, dialled: None };
         let parts = match self {
             Self::DirectTcp => direct::tcp(&mut start).await,
             Self::DirectTls => direct::tls(&mut start).await,
@@ -103,7 +105,7 @@ impl Contender {
             Self::Tool => tool::start(&mut start).await,
         };
         let Parts { caller, others } = parts?;
-        let mut running = Running { caller, others, line: start.line, _dir: start.dir, set_up: Duration::ZERO };
+        let mut running = Running { caller, others, network: start.network, _dir: start.dir, set_up: Duration::ZERO };
         running.order("first", PATIENCE).await?;
         running.set_up = start.dialled.ok_or("nothing has dialled")?.elapsed();
         Ok(running)
@@ -112,6 +114,11 @@ impl Contender {
     /// Whether it is one of ours, which can run on one thread in each process.
     pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::DirectTcp | Self::DirectTls | Self::Dialback(_))
+    }
+
+    /// Whether its caller has the order `mixed`, and its processes can be told where to run.
+    pub(crate) fn makes_mixed_calls(self) -> bool {
+        self.is_ours() || matches!(self, Self::OpenSsh | Self::Tool)
     }
 
     /// Whether its caller is an ordinary client, which can dial again.
@@ -123,7 +130,7 @@ impl Contender {
 /// What a contender is started with.
 struct Start {
     dir: TempDir,
-    line: Option<Line>,
+    network: Network,
     one_thread: bool,
     /// When the process that dials was started.
     dialled: Option<Instant>,
@@ -133,10 +140,7 @@ impl Start {
     /// Where the carrier is to be dialled: at the line, if there is one.
     async fn to(&mut self, target: &str) -> Result<SocketAddr, Failure> {
         let target = target.parse().map_err(|_| format!("not an address: {target}"))?;
-        match &mut self.line {
-            None => Ok(target),
-            Some(line) => line.to(target).await,
-        }
+        self.network.to(target).await
     }
 
     fn dials_now(&mut self) {
@@ -144,18 +148,31 @@ impl Start {
     }
 
     /// This program in another role.
-    fn own(&self, arguments: &[&str]) -> Result<Process, Failure> {
+    fn own(&self, side: Side, arguments: &[&str]) -> Result<Process, Failure> {
         let threads: &[&str] = if self.one_thread { &["--one-thread"] } else { &[] };
-        Process::own(&[threads, arguments].concat())
+        let command = process::own(&[threads, arguments].concat())?;
+        Process::start(&mut self.network.inside(side, command))
+    }
+
+    /// A program that is not ours, with these arguments.
+    fn external<S: AsRef<OsStr>>(
+        &self,
+        side: Side,
+        program: impl AsRef<OsStr>,
+        arguments: &[S],
+    ) -> Result<Process, Failure> {
+        let mut command = process::external(program);
+        command.args(arguments);
+        Process::start(&mut self.network.inside(side, command))
     }
 
     fn dir(&self) -> Result<&str, Failure> {
         Ok(self.dir.path().to_str().ok_or("the directory's name is not UTF-8")?)
     }
 
-    /// Our server on a port of its own, and where.
+    /// Our server on the laptop, for those there; and where it listens.
     async fn server(&self) -> Result<(Process, String), Failure> {
-        let mut server = self.own(&["server"])?;
+        let mut server = self.own(Side::Laptop, &["server"])?;
         let address = server.line("listening ").await?;
         Ok((server, address))
     }
@@ -171,7 +188,7 @@ struct Parts {
 pub(crate) struct Running {
     caller: Process,
     others: Vec<Process>,
-    line: Option<Line>,
+    network: Network,
     _dir: TempDir,
     /// From the start of the process that dials to the first answer.
     pub(crate) set_up: Duration,
@@ -189,9 +206,18 @@ impl Running {
         self.order(&format!("gap {} {}", WINDOW.as_millis(), patience.as_millis()), PATIENCE).await?;
         // Some calls come first.
         tokio::time::sleep(WINDOW / 10).await;
-        self.line.as_mut().ok_or("no line to cut")?.cut().await?;
+        let Network::Line(line) = &mut self.network else { return Err("no line to cut".into()) };
+        line.cut().await?;
         let answer = self.caller.answer(patience + PATIENCE).await?;
         Ok(answer["gap"].as_f64())
+    }
+
+    /// What its carrier goes over, if it is that.
+    pub(crate) fn link(&mut self) -> Result<&mut Link, Failure> {
+        match &mut self.network {
+            Network::Link(link) => Ok(link),
+            _ => Err("it does not go over a link".into()),
+        }
     }
 
     /// Seconds of CPU time that all its processes have used, but for the line's.

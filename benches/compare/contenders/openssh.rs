@@ -7,7 +7,7 @@ use dialback::PrivateKey;
 
 use super::{Parts, Start};
 use crate::common::Failure;
-use crate::process::{Process, external};
+use crate::network::Side;
 use crate::rigs::peers::find_program;
 
 pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
@@ -21,20 +21,28 @@ pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
     // An sshd of root's wants this, and Debian makes it when its own is started.
     let _ = fs::create_dir("/run/sshd"); // it may be there, or this not be root
     let [port, forwarded] = [free_port()?, free_port()?];
-    let config = format!(
-        "ListenAddress 127.0.0.1:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
+    let host = start.network.address(Side::Cloud);
+    let mut config = format!(
+        "ListenAddress {host}:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
          StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nPidFile none\n"
     );
+    // The process that sshd has for a connection outlives it where nobody can tell it that the other end is gone.
+    let keepalive = start.network.keepalive();
+    if let Some(seconds) = keepalive {
+        config += &format!("ClientAliveInterval {seconds}\nClientAliveCountMax 3\n");
+    }
     let config_file = start.dir.path().join("sshd_config");
     fs::write(&config_file, config)?;
 
     let (server, address) = start.server().await?;
-    let mut sshd = Process::start(external(sshd).args(["-D", "-e", "-f"]).arg(&config_file))?;
+    let mut sshd =
+        start.external(Side::Cloud, sshd, &["-D".as_ref(), "-e".as_ref(), "-f".as_ref(), config_file.as_os_str()])?;
     sshd.line("Server listening on").await?;
-    let caller = start.own(&["client", &format!("127.0.0.1:{forwarded}")])?;
-    let way = start.to(&format!("127.0.0.1:{port}")).await?;
-    let mut command = external(ssh);
-    command.args(["-F", "none", "-N", "-R", &format!("127.0.0.1:{forwarded}:{address}")]);
+    let caller = start.own(Side::Cloud, &["client", &format!("127.0.0.1:{forwarded}")])?;
+    let way = start.to(&format!("{host}:{port}")).await?;
+    let [forward, port, host] =
+        [format!("127.0.0.1:{forwarded}:{address}"), way.port().to_string(), way.ip().to_string()];
+    let mut arguments = vec!["-F", "none", "-N", "-R", &forward];
     // The host key is of this run, and so is the server.
     for option in [
         "BatchMode=yes",
@@ -43,11 +51,16 @@ pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
         "LogLevel=ERROR",
         "ExitOnForwardFailure=yes",
     ] {
-        command.args(["-o", option]);
+        arguments.extend(["-o", option]);
     }
-    command.args(["-i".as_ref(), key.as_os_str()]).args(["-p", &way.port().to_string(), "127.0.0.1"]);
+    let keepalive = keepalive.map(|seconds| format!("ServerAliveInterval={seconds}"));
+    if let Some(option) = &keepalive {
+        arguments.extend(["-o", option]); // three times, as it is by default
+    }
+    let key = format!("{dir}/agent");
+    arguments.extend(["-i", &key, "-p", &port, &host]);
     start.dials_now();
-    let ssh = Process::start(&mut command)?;
+    let ssh = start.external(Side::Laptop, ssh, &arguments)?;
     Ok(Parts { caller, others: vec![server, sshd, ssh] })
 }
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::openssh::free_port;
 use super::{Parts, Start};
 use crate::common::Failure;
-use crate::process::{Process, external};
+use crate::network::Side;
 
 pub(super) const NAME: &str = "rathole";
 pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noise transport; our client dials its port, our server is the target";
@@ -28,19 +28,20 @@ pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
     let (private, public) = keys(&program).await?;
     let [port, forwarded] = [free_port()?, free_port()?];
     let (server, target) = start.server().await?;
+    let host = start.network.address(Side::Cloud);
     let [far, near] = ["server.toml", "client.toml"].map(|name| start.dir.path().join(name));
     let service = "[server.services.echo]\ntoken = \"of-this-run\"\n";
     let noise = "type = \"noise\"\n[server.transport.noise]\n";
     fs::write(
         &far,
         format!(
-            "[server]\nbind_addr = \"127.0.0.1:{port}\"\n[server.transport]\n{noise}local_private_key = \"{private}\"\n\
+            "[server]\nbind_addr = \"{host}:{port}\"\n[server.transport]\n{noise}local_private_key = \"{private}\"\n\
              {service}bind_addr = \"127.0.0.1:{forwarded}\"\nnodelay = true\n"
         ),
     )?;
-    let mut cloud = Process::start(external(&program).arg("--server").arg(&far))?;
+    let mut cloud = start.external(Side::Cloud, &program, &["--server".as_ref(), far.as_os_str()])?;
     cloud.says("Listening at").await?;
-    let way = start.to(&format!("127.0.0.1:{port}")).await?;
+    let way = start.to(&format!("{host}:{port}")).await?;
     let (service, noise) = (service.replace("server", "client"), noise.replace("server", "client"));
     fs::write(
         &near,
@@ -49,9 +50,9 @@ pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
              {service}local_addr = \"{target}\"\nnodelay = true\n"
         ),
     )?;
-    let caller = start.own(&["client", &format!("127.0.0.1:{forwarded}")])?;
+    let caller = start.own(Side::Cloud, &["client", &format!("127.0.0.1:{forwarded}")])?;
     start.dials_now();
-    let laptop = Process::start(external(program).arg("--client").arg(&near))?;
+    let laptop = start.external(Side::Laptop, program, &["--client".as_ref(), near.as_os_str()])?;
     Ok(Parts { caller, others: vec![server, cloud, laptop] })
 }
 
