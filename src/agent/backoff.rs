@@ -2,20 +2,18 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-/// Waits that grow with the outage, with full jitter: a random part of as long as it has lasted, of `min` at least and of
-/// `max` at most. A fleet that lost its hub does not come back all at once, and all of it is back soon: the hub is waited
-/// for no longer than it was away. Each attempt makes the time so far half as long again, so their number grows with its
-/// logarithm until `max` is reached.
+/// Waits that grow with the outage, with full jitter: a random part of what has been waited so far, of `min` at least and of
+/// `max` at most. A fleet that lost its hub does not come back all at once, and all of it is back soon: nobody waits for
+/// longer than the hub was away. Each wait makes the sum half as long again, so the number of attempts grows with its
+/// logarithm until `max` is reached. The time that attempts take does not count: one into a black hole takes long enough.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     pub(crate) min: Duration,
     pub(crate) max: Duration,
     /// A tunnel that stood this long counts as healthy: what goes wrong after it is a new outage.
     pub(crate) stable: Duration,
-    /// When the outage began; later by the time that tunnels stood in it.
-    since: Option<Instant>,
+    /// All waits of the outage.
+    waited: Duration,
 }
 
 impl Default for Backoff {
@@ -26,7 +24,7 @@ impl Default for Backoff {
 
 impl Backoff {
     pub(crate) fn new(min: Duration, max: Duration, stable: Duration) -> Self {
-        Self { min, max: max.max(min), stable, since: None }
+        Self { min, max: max.max(min), stable, waited: Duration::ZERO }
     }
 
     /// The same waits, from the first.
@@ -36,13 +34,16 @@ impl Backoff {
 
     /// The tunnel stood for `stood` before it was lost.
     pub(crate) fn lost_after(&mut self, stood: Duration) {
-        self.since = self.since.filter(|_| stood < self.stable).and_then(|since| since.checked_add(stood));
+        if stood >= self.stable {
+            self.waited = Duration::ZERO;
+        }
     }
 
     /// The next wait, given a random fraction from 0 to 1.
-    pub(crate) fn next(&mut self, now: Instant, fraction: f64) -> Duration {
-        let away = now.saturating_duration_since(*self.since.get_or_insert(now));
-        away.clamp(self.min, self.max).mul_f64(fraction.clamp(0.0, 1.0))
+    pub(crate) fn next(&mut self, fraction: f64) -> Duration {
+        let wait = self.waited.clamp(self.min, self.max).mul_f64(fraction.clamp(0.0, 1.0));
+        self.waited = self.waited.saturating_add(wait);
+        wait
     }
 }
 
@@ -50,45 +51,48 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
-
     #[test]
-    fn waits_grow_with_the_outage_up_to_the_maximum() {
-        let (mut backoff, start) = (Backoff::default(), Instant::now());
-        let mut wait = |seconds| backoff.next(start + SECOND * seconds, 1.0);
-        assert_eq!([wait(0), wait(1), wait(5), wait(29)], [SECOND / 5, SECOND, 5 * SECOND, 29 * SECOND]);
-        assert_eq!([wait(31), wait(1_000_000)], [30 * SECOND; 2]);
+    fn waits_grow_up_to_the_maximum() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<u64> = (0..11).map(|_| backoff.next(1.0).as_millis() as u64).collect();
+        assert_eq!(waits, [200, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
     }
 
     #[test]
     fn attempts_become_rare() {
-        let (mut backoff, start) = (Backoff::default(), Instant::now());
-        let (mut now, mut attempts) = (start, 0);
-        while now - start < 30 * SECOND {
-            now += backoff.next(now, 0.5);
-            attempts += 1;
-        }
-        assert_eq!(attempts, 15);
+        let mut backoff = Backoff::default();
+        let half_a_minute = (0..).find(|_| {
+            backoff.next(0.5);
+            backoff.waited >= Duration::from_secs(30)
+        });
+        assert_eq!(half_a_minute, Some(14));
     }
 
     #[test]
     fn jitter_is_full() {
-        let (mut backoff, now) = (Backoff::default(), Instant::now());
-        assert_eq!(backoff.next(now, 0.0), Duration::ZERO);
-        assert_eq!(backoff.next(now, 0.5), SECOND / 10);
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.next(0.0), Duration::ZERO);
+        assert_eq!(backoff.next(0.5), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn longest_times_are_taken() {
+        let mut backoff = Backoff::new(Duration::MAX, Duration::ZERO, Duration::MAX);
+        assert_eq!(backoff.next(0.0), Duration::ZERO);
+        let mut backoff = Backoff::new(Duration::from_secs(u64::MAX / 4), Duration::MAX, Duration::ZERO);
+        for _ in 0..10 {
+            backoff.next(0.999);
+        }
     }
 
     #[test]
     fn only_a_stable_tunnel_resets() {
-        let (mut backoff, mut now) = (Backoff::default(), Instant::now());
-        backoff.next(now, 1.0);
-        now += 2 * SECOND;
-        // One that stood for less is part of the outage, but for its time.
-        now += 29 * SECOND;
-        backoff.lost_after(29 * SECOND);
-        assert_eq!(backoff.next(now, 1.0), 2 * SECOND);
-        now += 30 * SECOND;
-        backoff.lost_after(30 * SECOND);
-        assert_eq!(backoff.next(now, 1.0), SECOND / 5);
+        let mut backoff = Backoff::default();
+        backoff.next(1.0);
+        backoff.next(1.0);
+        backoff.lost_after(Duration::from_secs(29));
+        assert_eq!(backoff.next(1.0), Duration::from_millis(400));
+        backoff.lost_after(Duration::from_secs(30));
+        assert_eq!(backoff.next(1.0), Duration::from_millis(200));
     }
 }

@@ -276,7 +276,8 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
     };
     let mut draining = JoinSet::new();
     let mut renew_at = shared.renew_after;
-    let mut adopted = tokio::time::Instant::now();
+    // A renewal leaves no gap, so that the time goes on.
+    let mut stands_since = tokio::time::Instant::now();
     loop {
         tokio::select! {
             () = shared.standing.stopped() => return,
@@ -286,10 +287,10 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
                 if !shared.can_dial_again {
                     return shared.end();
                 }
-                backoff.lost_after(adopted.elapsed());
+                backoff.lost_after(stands_since.elapsed());
                 let Some(new) = shared.connect(slot, &mut backoff, Some(lost)).await else { return };
                 session = new;
-                adopted = tokio::time::Instant::now();
+                stands_since = tokio::time::Instant::now();
                 renew_at = shared.renew_after;
             }
             () = worn_out(&session, renew_at) => {
@@ -310,7 +311,6 @@ pub(super) async fn run(shared: Arc<Shared>, slot: u16, first: Option<Arc<Sessio
                     Ok(new) => {
                         tracing::info!(agent = %shared.id, old = %session.id, new = %new.id, "tunnel renewed");
                         let old = std::mem::replace(&mut session, new);
-                        adopted = tokio::time::Instant::now();
                         renew_at = shared.renew_after;
                         // When the agent stops, this ends, and what is still being drained is the agent's to close.
                         draining.spawn(async move {

@@ -103,9 +103,9 @@ impl TunnelBuilder {
         self
     }
 
-    /// The waits between attempts to open the tunnel again: a random part of as long as it has been away, of `min` at
-    /// least and of `max` at most. After a tunnel that stood for `stable` they start over with `min`. Default: 200 ms,
-    /// 30 s, 30 s.
+    /// The waits between attempts to open the tunnel again: each is a random part of the sum of those before it, or of `min`
+    /// where that is more, or of `max` where that is less. After a tunnel that stood for `stable` they start over with `min`.
+    /// Default: 200 ms, 30 s, 30 s.
     pub fn backoff(mut self, min: Duration, max: Duration, stable: Duration) -> Self {
         self.backoff = Backoff::new(min, max, stable);
         self
