@@ -41,9 +41,6 @@ const WARM_UP: usize = 16;
 /// File descriptors that are not an agent's.
 const SPARE: usize = 64;
 
-/// How long the hub is away.
-const AWAY: Duration = Duration::from_secs(5);
-
 /// How long agents may take to be there, and to be there again.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -64,7 +61,7 @@ pub(crate) async fn measure(plan: &Plan, agents: usize, report: &mut Report, lef
             let mut fleet = Fleet::start(agents).await?;
             fleet.idle(&idle, report).await?;
             if plan.wants(&herd) {
-                fleet.herd(&herd, report).await?;
+                fleet.herd(&herd, plan.away(), report).await?;
             }
             Ok::<_, Failure>(())
         };
@@ -147,9 +144,9 @@ impl Fleet {
 
     /// The hub is killed, and a new one comes to its place. An agent's tries count from when that one listens: those while
     /// there is no hub must come to nothing.
-    async fn herd(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
+    async fn herd(&mut self, case: &str, away: Duration, report: &mut Report) -> Result<(), Failure> {
         self.hub.kill().await?;
-        tokio::time::sleep(AWAY).await;
+        tokio::time::sleep(away).await;
         (self.hub, _) = start_hub(self.dir.path(), self.size, &self.address).await?;
         self.hub.tell(&format!("herd {}", self.size)).await?;
         self.ask_agents("count tries").await?;

@@ -145,6 +145,11 @@ impl Plan {
         self.pick(&[200], &[1000, 5000, 10_000])
     }
 
+    /// How long a fleet is without its hub. The longer, the longer its agents then wait between their tries.
+    pub(crate) fn away(&self) -> Duration {
+        Duration::from_secs(self.pick(1, 5))
+    }
+
     /// How long calls are made over the lossy link.
     pub(crate) fn lossy_time(&self) -> Duration {
         Duration::from_secs(self.pick(5, 60))
