@@ -138,7 +138,7 @@
 //! # Reconnecting
 //! [`AgentBuilder::connect`] fails fast, with a [`ConnectError`] that says what to mend;
 //! [`AgentBuilder::connect_when_available`] waits for a hub that is not there yet, and fails for what waiting does not
-//! cure. After the first success an agent never gives up: exponential backoff with full jitter
+//! cure. After the first success an agent never gives up: a backoff that grows with the outage, with full jitter
 //! ([`AgentBuilder::backoff`]), the hub's name resolved anew each time. [`Agent::status`] shows it, [`Agent::incoming`]
 //! and [`Agent::channel`] outlive it, and meanwhile calls fail at once, `UNAVAILABLE`.
 //!

@@ -7,20 +7,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::common::Failure;
 use crate::common::report::{Report, short};
-
-/// Case, metric, title and unit.
-const CHARTS: [(&str, &str, &str, &str); 10] = [
-    ("loopback/unary-1", "p50", "A unary call, median", "µs"),
-    ("loopback/unary-256", "rate", "Unary calls of 256 callers", "calls/s"),
-    ("loopback/unary-256", "CPU per 100k calls", "CPU time of 100,000 calls, both ends", "s"),
-    ("loopback/stream-server-64KiB", "rate", "A server stream of 64 KiB messages", "MB/s"),
-    ("loopback/stream-server-1MiB", "rate", "A server stream of 1 MiB messages", "MB/s"),
-    ("loopback/stream-server-64KiB", "CPU per GiB", "CPU time of a GiB, both ends", "s"),
-    ("loopback/small-beside-bulk", "p99", "A small call beside a bulk stream, 99th percentile", "µs"),
-    ("loopback/reconnect", "to the next answer", "From a cut to the next answer", "ms"),
-    ("path-100ms/streams-1", "rate", "One stream over 100 ms of round-trip time and 100 Mbit/s", "MB/s"),
-    ("path-20ms/small-beside-bulk", "p99", "A small call beside bulk over 20 ms and 100 Mbit/s, 99th percentile", "µs"),
-];
+use crate::figures::{self, Figure};
 
 const WIDTH: i32 = 720;
 const HEAD: i32 = 44;
@@ -39,7 +26,7 @@ const OTHERS: RGBColor = RGBColor(90, 130, 180);
 pub(crate) fn write(report: &Report, dir: &Path) -> Result<Vec<String>, Failure> {
     std::fs::create_dir_all(dir)?;
     let mut files = Vec::new();
-    for (case, metric, title, unit) in CHARTS {
+    for Figure { case, metric, title, unit, .. } in &figures::ALL {
         let bars = report.medians(case, metric);
         if bars.is_empty() {
             continue;

@@ -56,6 +56,7 @@ mod common;
 mod contenders;
 #[cfg(target_os = "linux")]
 mod emulator;
+mod figures;
 mod fleet;
 mod goals;
 mod line;
@@ -181,7 +182,8 @@ fn tables(report: &Report, left_out: &LeftOut) -> String {
         let _ = writeln!(text, "| {} | {} |", contender.name(), contender.told()); // a String takes it
     }
     let names = contenders::ALL.map(Contender::name);
-    let _ = writeln!(text, "\n{}\n{}", report.matrix(&names), goals::table(report));
+    let _ = writeln!(text, "\n{}\n{}", figures::table(report, &names), goals::table(report));
+    let _ = writeln!(text, "{}", report.matrix(&names));
     if !left_out.is_empty() {
         text.push_str("| left out | of | why |\n|---|---|---|\n");
         for (case, contender, why) in left_out {

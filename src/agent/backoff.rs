@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
-/// Exponential backoff with full jitter: the n-th wait is a random part of `min × 2ⁿ`, at most `max`, so that a fleet
-/// that lost its hub does not come back all at once.
+use tokio::time::Instant;
+
+/// Waits that grow with the outage, with full jitter: a random part of as long as it has lasted, of `min` at least and of
+/// `max` at most. A fleet that lost its hub does not come back all at once, and all of it is back soon: the hub is waited
+/// for no longer than it was away. Each attempt makes the time so far half as long again, so their number grows with its
+/// logarithm until `max` is reached.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     pub(crate) min: Duration,
     pub(crate) max: Duration,
-    /// A tunnel that stood this long counts as healthy: the next wait is a first one.
+    /// A tunnel that stood this long counts as healthy: what goes wrong after it is a new outage.
     pub(crate) stable: Duration,
-    attempt: u32,
+    /// When the outage began; later by the time that tunnels stood in it.
+    since: Option<Instant>,
 }
 
 impl Default for Backoff {
@@ -21,7 +26,7 @@ impl Default for Backoff {
 
 impl Backoff {
     pub(crate) fn new(min: Duration, max: Duration, stable: Duration) -> Self {
-        Self { min, max: max.max(min), stable, attempt: 0 }
+        Self { min, max: max.max(min), stable, since: None }
     }
 
     /// The same waits, from the first.
@@ -31,17 +36,13 @@ impl Backoff {
 
     /// The tunnel stood for `stood` before it was lost.
     pub(crate) fn lost_after(&mut self, stood: Duration) {
-        if stood >= self.stable {
-            self.attempt = 0;
-        }
+        self.since = self.since.filter(|_| stood < self.stable).and_then(|since| since.checked_add(stood));
     }
 
     /// The next wait, given a random fraction from 0 to 1.
-    pub(crate) fn next(&mut self, fraction: f64) -> Duration {
-        let ceiling = 2u32.checked_pow(self.attempt).and_then(|factor| self.min.checked_mul(factor));
-        let ceiling = ceiling.unwrap_or(self.max).min(self.max);
-        self.attempt = self.attempt.saturating_add(1);
-        ceiling.mul_f64(fraction.clamp(0.0, 1.0))
+    pub(crate) fn next(&mut self, now: Instant, fraction: f64) -> Duration {
+        let away = now.saturating_duration_since(*self.since.get_or_insert(now));
+        away.clamp(self.min, self.max).mul_f64(fraction.clamp(0.0, 1.0))
     }
 }
 
@@ -49,30 +50,45 @@ impl Backoff {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
-    fn waits_double_up_to_the_maximum() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<u64> = (0..10).map(|_| backoff.next(1.0).as_millis() as u64).collect();
-        assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]);
-        for _ in 0..100 {
-            assert_eq!(backoff.next(1.0), Duration::from_secs(30));
+    fn waits_grow_with_the_outage_up_to_the_maximum() {
+        let (mut backoff, start) = (Backoff::default(), Instant::now());
+        let mut wait = |seconds| backoff.next(start + SECOND * seconds, 1.0);
+        assert_eq!([wait(0), wait(1), wait(5), wait(29)], [SECOND / 5, SECOND, 5 * SECOND, 29 * SECOND]);
+        assert_eq!([wait(31), wait(1_000_000)], [30 * SECOND; 2]);
+    }
+
+    #[test]
+    fn attempts_become_rare() {
+        let (mut backoff, start) = (Backoff::default(), Instant::now());
+        let (mut now, mut attempts) = (start, 0);
+        while now - start < 30 * SECOND {
+            now += backoff.next(now, 0.5);
+            attempts += 1;
         }
+        assert_eq!(attempts, 15);
     }
 
     #[test]
     fn jitter_is_full() {
-        let mut backoff = Backoff::default();
-        assert_eq!(backoff.next(0.0), Duration::ZERO);
-        assert_eq!(backoff.next(0.5), Duration::from_millis(200));
+        let (mut backoff, now) = (Backoff::default(), Instant::now());
+        assert_eq!(backoff.next(now, 0.0), Duration::ZERO);
+        assert_eq!(backoff.next(now, 0.5), SECOND / 10);
     }
 
     #[test]
     fn only_a_stable_tunnel_resets() {
-        let mut backoff = Backoff::default();
-        backoff.next(1.0);
-        backoff.lost_after(Duration::from_secs(29));
-        assert_eq!(backoff.next(1.0), Duration::from_millis(400));
-        backoff.lost_after(Duration::from_secs(30));
-        assert_eq!(backoff.next(1.0), Duration::from_millis(200));
+        let (mut backoff, mut now) = (Backoff::default(), Instant::now());
+        backoff.next(now, 1.0);
+        now += 2 * SECOND;
+        // One that stood for less is part of the outage, but for its time.
+        now += 29 * SECOND;
+        backoff.lost_after(29 * SECOND);
+        assert_eq!(backoff.next(now, 1.0), 2 * SECOND);
+        now += 30 * SECOND;
+        backoff.lost_after(30 * SECOND);
+        assert_eq!(backoff.next(now, 1.0), SECOND / 5);
     }
 }

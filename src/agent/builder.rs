@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Agent;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::driver::{self, Connected, Shared, Way};
@@ -77,8 +78,8 @@ impl AgentBuilder {
         self
     }
 
-    /// The waits between attempts to reconnect: a random part of `min`, then of twice that, and so on up to `max`. A
-    /// tunnel that stood for `stable` starts over with `min`. Default: 200 ms, 30 s, 30 s.
+    /// The waits between attempts to reconnect: a random part of as long as the hub has been away, of `min` at least and
+    /// of `max` at most. After a tunnel that stood for `stable` they start over with `min`. Default: 200 ms, 30 s, 30 s.
     pub fn backoff(mut self, min: Duration, max: Duration, stable: Duration) -> Self {
         self.backoff = Backoff::new(min, max, stable);
         self
@@ -278,7 +279,7 @@ impl AgentBuilder {
                 // What lasts on one way may be cured on another.
                 Err(errors) if errors.iter().any(ConnectError::is_transient) => {
                     let error = driver::most_telling(errors);
-                    let wait = backoff.next(rand::random());
+                    let wait = backoff.next(Instant::now(), rand::random());
                     tracing::info!(error = &error as &dyn std::error::Error, ?wait, "the hub is not there yet");
                     tokio::time::sleep(wait).await;
                 }

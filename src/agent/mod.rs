@@ -56,8 +56,8 @@ const PEERS_TURN: Duration = Duration::from_secs(1);
 /// # Ok(()) }
 /// ```
 ///
-/// After the first success it never gives up: it reconnects with exponential backoff and full jitter, 200 ms to 30 s,
-/// and resolves the hub's name anew each time.
+/// After the first success it never gives up: it reconnects with a backoff that grows with the outage, with full jitter,
+/// 200 ms to 30 s, and resolves the hub's name anew each time.
 ///
 /// # Dropping
 /// Closes the tunnel at once and stops reconnecting. [`Agent::shutdown`] is the polite way.

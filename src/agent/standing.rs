@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::status::AgentStatus;
@@ -119,7 +120,8 @@ impl<T> Standing<T> {
         let (mut number, mut last_error) = (1, lost);
         let made = async {
             loop {
-                let wait = if last_error.is_some() { backoff.next(rand::random()) } else { Duration::ZERO };
+                let wait =
+                    if last_error.is_some() { backoff.next(Instant::now(), rand::random()) } else { Duration::ZERO };
                 let status =
                     |next_try| AgentStatus::Connecting { attempt: number, next_try, last_error: last_error.clone() };
                 self.say(slot, status(wait));

@@ -103,8 +103,9 @@ impl TunnelBuilder {
         self
     }
 
-    /// The waits between attempts to open the tunnel again: a random part of `min`, then of twice that, and so on up to
-    /// `max`. A tunnel that stood for `stable` starts over with `min`. Default: 200 ms, 30 s, 30 s.
+    /// The waits between attempts to open the tunnel again: a random part of as long as it has been away, of `min` at
+    /// least and of `max` at most. After a tunnel that stood for `stable` they start over with `min`. Default: 200 ms,
+    /// 30 s, 30 s.
     pub fn backoff(mut self, min: Duration, max: Duration, stable: Duration) -> Self {
         self.backoff = Backoff::new(min, max, stable);
         self
