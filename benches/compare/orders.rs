@@ -7,7 +7,7 @@
 //! | `down BYTES SIZE`, `up BYTES SIZE`, `chat BYTES SIZE` | `rate` in MB/s, one way |
 //! | `downs STREAMS BYTES SIZE` | the same of several streams together |
 //! | `beside MILLIS BYTES SIZE` | as `callers` of one caller beside a stream, and the stream's rate as `bulk` |
-//! | `mixed MILLIS` | of every kind of call: `rate` of those that did not fail in calls per second, those that `failed` and `why` the first did, those whose own deadline `expired`; `p50` and `p99` of the small ones in milliseconds, if there are any |
+//! | `mixed MILLIS` | of every kind of call: `rate` of those that did not fail in calls per second, those that `failed` and `why` the first did, those whose own deadline `expired`; `p50` and `p99` of the small ones in milliseconds, if there are enough |
 //! | `gap LEAST MOST` | `{"calling": 1}` at once; after so many milliseconds of calls, `gap`: the most that passed between two answers, or `{}` when none came for so long |
 //! | `fresh COUNT` | `mean` milliseconds from a dial to its first answer; only of who dials an address |
 

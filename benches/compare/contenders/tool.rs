@@ -18,7 +18,7 @@ use crate::common::Failure;
 use crate::network::Side;
 
 pub(super) const NAME: &str = "rathole";
-pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noise transport; our client dials its port, our server is the target";
+pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noise transport, built without the `lto = true` of its releases; our client dials its port (tonic's `Channel`), our server is the target; it leaves Nagle's algorithm on at both of these local sockets, where its small calls may wait";
 
 /// How long it may take to build.
 const BUILD: Duration = Duration::from_secs(1200);
