@@ -1,7 +1,7 @@
 //! The tunnel beside what a user would pick instead: the same gRPC work over each, in turns, in one run.
 //!
 //! ```sh
-//! cargo bench --all-features --bench compare                   # all of it, about an hour and three quarters
+//! cargo bench --all-features --bench compare                   # all of it, about an hour and a half
 //! cargo bench --all-features --bench compare -- --quick        # a look, within three minutes
 //! cargo bench --all-features --bench compare -- --only openssh --only unary
 //! cargo bench --all-features --bench compare -- --json rows.json --markdown table.md --charts charts
@@ -41,7 +41,7 @@
 //! `lossy-link`: cloud and laptop are two network namespaces, and the link between them loses 5 % of the packets each way and
 //! delays the others by 100 ms of round trip, give or take 30, so that they come out of order (`lossy.rs`, `emulator.rs`).
 //! `mixed-calls` is a minute of calls of every kind, some with a deadline: no other may fail, and no connection may be lost.
-//! Every contender has a short keepalive there. It needs root, and of Debian's packages `iproute2` and `util-linux`.
+//! Our tunnels and OpenSSH have a short keepalive there; the others have none that can be set. It needs root, and of Debian's packages `iproute2` and `util-linux`.
 //!
 //! `fleet-1000`, `fleet-5000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). `idle` is of their coming and of what
 //! they cost then: CPU time is that of 20 s, which is two keepalives of each, and not told by `--quick`. `herd` is of their
@@ -54,7 +54,7 @@
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
 //! warm up and to find out how many bytes make a turn. The values are medians over the rounds, a ratio is one median over
 //! the other, and the spread is what the rounds' lowest and highest value are apart. A percentile is told if the calls of
-//! all these rounds are so many that about ten took longer: `p99` from 1,000 calls on, `p99.9` from 10,000. CPU time is that of all processes of
+//! all these rounds are so many that about ten took longer: `p90` from 100 calls on, `p99` from 1,000, `p99.9` from 10,000. CPU time is that of all processes of
 //! a contender, in user mode and in the kernel, as the scheduler counts it. MB/s are
 //! millions of bytes; those of `bidi` streams are counted one way.
 //!

@@ -61,7 +61,7 @@ struct Seat {
 const STREAM: Duration = Duration::from_secs(1);
 
 /// A percentile is told if about ten calls of all rounds together took longer, that is from so many calls on.
-const PERCENTILES: [(&str, f64); 2] = [("p99", 1_000.0), ("p99.9", 10_000.0)];
+const PERCENTILES: [(&str, f64); 3] = [("p90", 100.0), ("p99", 1_000.0), ("p99.9", 10_000.0)];
 
 /// All the work of a setting.
 pub(crate) async fn run(plan: &Plan, setting: Setting, report: &mut Report, left_out: &mut LeftOut) {
@@ -170,12 +170,8 @@ async fn measure(
             let answer = running.order(&format!("callers {callers} {millis}"), patience).await?;
             let cpu = running.cpu() - cpu;
             let calls = value(&answer, "calls")?;
-            let mut figures = vec![
-                ("p50", "µs", value(&answer, "p50")?),
-                ("p99", "µs", value(&answer, "p99")?),
-                ("p99.9", "µs", value(&answer, "p99.9")?),
-                ("rate", "calls/s", value(&answer, "rate")?),
-            ];
+            let mut figures = percentiles(setting, &answer)?;
+            figures.extend([("p99.9", "µs", value(&answer, "p99.9")?), ("rate", "calls/s", value(&answer, "rate")?)]);
             // Over a path the calls are too few for the steps in which it is counted.
             if !matches!(setting, Setting::Path(_)) {
                 figures.push(("CPU per 100k calls", "s", 1e5 * cpu / calls));
@@ -196,11 +192,8 @@ async fn measure(
                 *bytes = enough(running, "down", BLOCK, turn.min(STREAM)).await?;
             }
             let answer = running.order(&format!("beside {millis} {bytes} {BLOCK}"), patience).await?;
-            let figures = vec![
-                ("p50", "µs", value(&answer, "p50")?),
-                ("p99", "µs", value(&answer, "p99")?),
-                ("bulk", "MB/s", value(&answer, "bulk")?),
-            ];
+            let mut figures = percentiles(setting, &answer)?;
+            figures.push(("bulk", "MB/s", value(&answer, "bulk")?));
             Ok((figures, value(&answer, "calls")?))
         }
         Work::Fresh => {
@@ -208,6 +201,16 @@ async fn measure(
             Ok((vec![("to the first answer", "ms", value(&answer, "mean")?)], 0.0))
         }
     }
+}
+
+/// Over a path the calls are too few for the 99th, and the 90th is told by those whose programs do.
+fn percentiles(setting: Setting, answer: &Value) -> Result<Figures, Failure> {
+    let mut figures = vec![("p50", "µs", value(answer, "p50")?)];
+    if let (Setting::Path(_), Some(micros)) = (setting, answer["p90"].as_f64()) {
+        figures.push(("p90", "µs", micros));
+    }
+    figures.push(("p99", "µs", value(answer, "p99")?));
+    Ok(figures)
 }
 
 async fn stream(
