@@ -41,22 +41,24 @@
 //! `lossy-link`: cloud and laptop are two network namespaces, and the link between them loses 5 % of the packets each way and
 //! delays the others by 100 ms of round trip, give or take 30, so that they come out of order (`lossy.rs`, `emulator.rs`).
 //! `mixed-calls` is a minute of calls of every kind, some with a deadline: no other may fail, and no connection may be lost.
-//! Our tunnels and OpenSSH have a short keepalive there; the others have none that can be set. It needs root, and of Debian's packages `iproute2` and `util-linux`.
+//! Our tunnels and OpenSSH have a short keepalive there; the others have none that can be set. It needs root, and of
+//! Debian's packages `iproute2` and `util-linux`.
 //!
 //! `fleet-1000`, `fleet-5000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). `idle` is of their coming and of what
 //! they cost then: CPU time is that of 20 s, which is two keepalives of each, and not told by `--quick`. `herd` is of their
 //! return after the hub was killed, while eight callers call those that are back. A call that is not answered within a second
 //! has failed. Of an agent's tries there are two figures. The goal is about those from when the new hub listens; how many
-//! came before, while there was nothing to reach, is only how long that took. The hub's process needs an open file for each agent: see
-//! `ulimit -n`.
+//! came before, while there was nothing to reach, is only how long that took. The hub's process needs an open file for each
+//! agent: see `ulimit -n`.
 //!
 //! # Figures
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
 //! warm up and to find out how many bytes make a turn. The values are medians over the rounds, a ratio is one median over
 //! the other, and the spread is what the rounds' lowest and highest value are apart. A percentile is told if the calls of
-//! all these rounds are so many that about ten took longer: `p90` from 100 calls on, `p99` from 1,000, `p99.9` from 10,000. CPU time is that of all processes of
-//! a contender, in user mode and in the kernel, as the scheduler counts it. MB/s are
-//! millions of bytes; those of `bidi` streams are counted one way.
+//! all these rounds are so many that about ten took longer: `p90` from 100 calls on, `p99` from 1,000, `p99.9` from 10,000.
+//! `p90` is told over paths alone, where calls are few, and not of `go-*` and `python-*`. CPU time is that of all processes
+//! of a contender, in user mode and in the kernel, as the scheduler counts it. MB/s are millions of bytes; those of `bidi`
+//! streams are counted one way.
 //!
 //! `set-up` is from the start of the process that dials to the first answer: loading a program, and Python's modules, is
 //! part of it. `connections` is from one dial to the next in a process that runs.
@@ -72,6 +74,7 @@ mod emulator;
 mod figures;
 mod fleet;
 mod goals;
+mod herd;
 mod line;
 mod lossy;
 mod mixed;
