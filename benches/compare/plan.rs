@@ -226,6 +226,8 @@ impl Plan {
     /// About how long a turn takes.
     pub(crate) fn turn(&self, setting: Setting, work: Work) -> Duration {
         Duration::from_millis(match (setting, work) {
+            // Of one caller that waits, there are to be calls enough for a 99th percentile.
+            (Setting::Loopback | Setting::OneThread, Work::Beside) => self.pick(100, 1000),
             (Setting::Loopback | Setting::OneThread, _) => self.pick(100, 500),
             // So long that all rounds have calls enough for a 90th percentile: each waits for what is in the queues before
             // it, up to half a second. For a 99th it would have to be ten times as long.
