@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey};
+use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey, Tunnel};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
@@ -241,12 +241,13 @@ pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), F
     Ok(())
 }
 
-/// Waits for so many tunnels, and tells how many there are each 20 ms.
-pub(crate) async fn until(hub: &Hub, count: usize, mut there: impl FnMut(usize)) -> Result<(), Failure> {
+/// Waits for so many tunnels, and tells which there are each 20 ms.
+pub(crate) async fn until(hub: &Hub, count: usize, mut there: impl FnMut(Vec<Tunnel>)) -> Result<(), Failure> {
     let started = Instant::now();
     loop {
-        let now = hub.tunnels().len();
-        there(now);
+        let tunnels = hub.tunnels();
+        let now = tunnels.len();
+        there(tunnels);
         if now >= count {
             return Ok(());
         }

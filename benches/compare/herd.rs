@@ -1,12 +1,11 @@
 //! All agents of a fleet come back at once, seen from inside the new hub: how soon, how evenly, and whether it makes calls
 //! meanwhile.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dialback::Hub;
+use dialback::{Hub, Tunnel};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -25,14 +24,19 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(crate) async fn run(hub: &Hub, count: usize) -> Result<Value, Failure> {
     let started = Instant::now();
     let mut seen: Vec<(f64, usize)> = Vec::new();
-    let all_back = Arc::new(AtomicBool::new(false));
+    // One list for all callers: to make it costs the hub more than a call.
+    let (tell, there) = watch::channel(Vec::new());
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
-        callers.spawn(call(hub.clone(), all_back.clone()));
+        callers.spawn(call(there.clone()));
     }
-    until(hub, count, |now| seen.push((started.elapsed().as_secs_f64(), now))).await?;
+    let told = until(hub, count, |tunnels| {
+        seen.push((started.elapsed().as_secs_f64(), tunnels.len()));
+        tell.send_replace(tunnels);
+    });
+    told.await?;
     let all = started.elapsed().as_secs_f64();
-    all_back.store(true, Ordering::Relaxed);
+    drop(tell);
     // A call that is under way is waited for, and counts.
     let calls = callers.join_all().await;
     let made: u64 = calls.iter().map(|caller| caller.made).sum();
@@ -68,16 +72,12 @@ struct Calls {
     slowest: Duration,
 }
 
-/// To a random one of the agents that are there, again and again until all are back.
-async fn call(hub: Hub, all_back: Arc<AtomicBool>) -> Calls {
+/// To a random one of the agents that are there, again and again until nobody tells them any more: all are back.
+async fn call(there: watch::Receiver<Vec<Tunnel>>) -> Calls {
     let mut calls = Calls::default();
-    while !all_back.load(Ordering::Relaxed) {
+    while there.has_changed().is_ok() {
         tokio::time::sleep(PAUSE).await;
-        let there = hub.tunnels();
-        if there.is_empty() {
-            continue;
-        }
-        let tunnel = &there[rand::random_range(0..there.len())];
+        let Some(tunnel) = one_of(&there.borrow()) else { continue };
         let begun = Instant::now();
         calls.made += 1;
         match timeout(CALL, work::one_call(&mut EchoClient::new(tunnel.channel()))).await {
@@ -87,4 +87,8 @@ async fn call(hub: Hub, all_back: Arc<AtomicBool>) -> Calls {
         }
     }
     calls
+}
+
+fn one_of(tunnels: &[Tunnel]) -> Option<Tunnel> {
+    (!tunnels.is_empty()).then(|| tunnels[rand::random_range(0..tunnels.len())].clone())
 }
