@@ -172,6 +172,9 @@ impl Fleet {
         self.hub.tell(&format!("herd {}", self.size)).await?;
         self.ask_agents("hub listens").await?;
         let answer = self.hub.answer(PATIENCE + ANSWER).await?;
+        if let Some(why) = answer["why"].as_str() {
+            eprintln!("{case}: a call that failed: {why}");
+        }
         let tries = self.ask_agents("tries").await?;
         for (metric, which) in [("most tries of an agent, the outage included", "all"), (TRIES, "late")] {
             let most = tries.iter().filter_map(|answer| answer[which].as_f64()).reduce(f64::max);

@@ -41,6 +41,7 @@ pub(crate) async fn run(hub: &Hub, count: usize) -> Result<Value, Failure> {
     let calls = callers.join_all().await;
     let made: u64 = calls.iter().map(|caller| caller.made).sum();
     let failed: u64 = calls.iter().map(|caller| caller.failed).sum();
+    let why = calls.iter().find_map(|caller| caller.why.as_ref());
     let slowest = calls.iter().map(|caller| caller.slowest).max().unwrap_or_default();
     let half = seen.iter().find(|(_, now)| 2 * now >= count).map_or(all, |(when, _)| *when);
     // From the first one on: agents that wait for the hub to be there are no part of the mean.
@@ -58,7 +59,7 @@ pub(crate) async fn run(hub: &Hub, count: usize) -> Result<Value, Failure> {
     let busiest = bins.iter().max().copied().unwrap_or_default() as f64;
     Ok(json!({
         "all back": all, "half back": half, "busiest 100 ms to the mean": busiest / mean,
-        "calls meanwhile": made, "slowest call meanwhile": slowest.as_secs_f64() * 1e3, "failed calls meanwhile": failed,
+        "calls meanwhile": made, "slowest call meanwhile": slowest.as_secs_f64() * 1e3, "failed calls meanwhile": failed, "why": why,
     }))
 }
 
@@ -68,6 +69,8 @@ struct Calls {
     made: u64,
     /// Those without a right answer within [`CALL`].
     failed: u64,
+    /// Why the first of those did.
+    why: Option<String>,
     /// Of those that were answered.
     slowest: Duration,
 }
@@ -83,7 +86,14 @@ async fn call(there: watch::Receiver<Vec<Tunnel>>) -> Calls {
         match timeout(CALL, work::one_call(&mut EchoClient::new(tunnel.channel()))).await {
             // Where all wait for a processor, the limit may be late as well.
             Ok(Ok(())) if begun.elapsed() <= CALL => calls.slowest = calls.slowest.max(begun.elapsed()),
-            _ => calls.failed += 1,
+            failed => {
+                calls.failed += 1;
+                let why = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer for {CALL:?}"),
+                };
+                calls.why.get_or_insert_with(|| format!("after {:?}: {why}", begun.elapsed()));
+            }
         }
     }
     calls
