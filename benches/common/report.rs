@@ -16,10 +16,10 @@ struct Row {
 }
 
 impl Row {
-    fn spread(&self) -> String {
-        let low = self.values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = self.values.iter().copied().fold(0.0, f64::max);
-        format!("{} to {}", short(low), short(high))
+    /// The lowest and the highest.
+    fn spread(&self) -> [f64; 2] {
+        let values = self.values.iter().copied();
+        [values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max)]
     }
 }
 
@@ -41,6 +41,12 @@ impl Report {
             Some(row) => row.values.push(value),
             None => self.rows.push(Row { case: case.to_owned(), metric, path, unit, values: vec![value] }),
         }
+    }
+
+    /// Takes out what a path has in a case: all of it, or one metric.
+    pub(crate) fn remove(&mut self, case: &str, path: &str, metric: Option<&str>) {
+        let goes = |row: &Row| (row.case.as_str(), row.path) == (case, path) && metric.is_none_or(|m| m == row.metric);
+        self.rows.retain(|row| !goes(row));
     }
 
     fn find(&self, case: &str, path: &str, metric: &str) -> Option<&Row> {
@@ -113,6 +119,7 @@ impl Report {
             let ratio = self.ratio(row).map_or(String::new(), |ratio| format!("{ratio:.2}"));
             let (case, metric, path) = (&row.case, row.metric, row.path);
             let (median, unit, spread) = (short(median(&row.values)), row.unit, row.spread());
+            let spread = format!("{} to {}", short(spread[0]), short(spread[1]));
             let _ = writeln!(text, "| {case} | {metric} | {path} | {median} {unit} | {spread} | {ratio} |"); // a String takes it
         }
         text
@@ -120,30 +127,35 @@ impl Report {
 
     pub(crate) fn json(&self) -> Result<String, Failure> {
         let row = |row: &Row| {
+            let [low, high] = row.spread();
             json!({
                 "case": row.case, "path": row.path, "metric": row.metric, "unit": row.unit,
                 "value": median(&row.values), "ratio": self.ratio(row),
+                "rounds": row.values.len(), "low": low, "high": high,
             })
         };
         let rows: Vec<_> = self.ordered().into_iter().map(row).collect();
         Ok(serde_json::to_string_pretty(&rows)? + "\n")
     }
 
-    /// Which goals were reached, of those that were measured.
+    /// Which of these goals were reached. One without a value was not.
     pub(crate) fn goals(&self, goals: &[Goal]) -> String {
         let mut text = String::from("| goal | measured | reached |\n|---|--:|---|\n");
         for goal in goals {
-            let Some(measured) = self.measured(goal) else { continue };
+            let measured = self.measured(goal);
             let (sign, reached) = match goal.bound {
-                Bound::AtMost(bound) => (format!("≤ {bound}"), measured <= bound),
-                Bound::NeverAbove(bound) => (format!("never > {bound}"), measured <= bound),
-                Bound::AtLeast(bound) => (format!("≥ {bound}"), measured >= bound),
+                Bound::AtMost(bound) => (format!("≤ {bound}"), measured.is_some_and(|value| value <= bound)),
+                Bound::NeverAbove(bound) => (format!("never > {bound}"), measured.is_some_and(|value| value <= bound)),
+                Bound::AtLeast(bound) => (format!("≥ {bound}"), measured.is_some_and(|value| value >= bound)),
             };
             let reached = if reached { "yes" } else { "no" };
             let (path, case, metric) = (goal.path, &goal.case, goal.metric);
-            let against = goal.against.filter(|other| other != &self.baseline);
-            let against = against.map_or(String::new(), |other| format!(" × {other}"));
-            let _ = writeln!(text, "| {path}: {case} {metric} {sign}{against} | {measured:.2} | {reached} |"); // a String takes it
+            let of = match goal.against {
+                Some(other) => format!(" × {other}"),
+                None => self.find(case, path, metric).map_or(String::new(), |row| format!(" {}", row.unit)),
+            };
+            let measured = measured.map_or("not measured".into(), |value| format!("{value:.2}"));
+            let _ = writeln!(text, "| {path}: {case} {metric} {sign}{of} | {measured} | {reached} |"); // a String takes it
         }
         text
     }

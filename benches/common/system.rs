@@ -4,6 +4,18 @@ use std::fs;
 
 use super::Failure;
 
+/// What a reader has to know of where figures were taken. What the system does not tell is not there.
+#[allow(dead_code)] // of `--bench tunnel`
+pub(crate) fn machine() -> String {
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown processor", |(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "unknown".into());
+    let (system, version) = (std::env::consts::OS, env!("CARGO_PKG_VERSION"));
+    format!("dialback {version} on {system}, kernel {}; {model}, {cores} cores for this process", kernel.trim())
+}
+
 /// Bytes of this process in memory.
 pub(crate) fn resident() -> Result<u64, Failure> {
     Ok(1024 * number_after(&fs::read_to_string("/proc/self/status")?, "VmRSS:")?)

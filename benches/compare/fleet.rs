@@ -7,24 +7,22 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey};
+use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey, Tunnel};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use crate::common::report::Report;
-use crate::common::service::pb::echo_client::EchoClient;
 use crate::common::system::{open_files, resident};
-use crate::common::{Failure, service, work};
+use crate::common::{Failure, service};
 use crate::contenders::Contender;
 use crate::plan::Plan;
 use crate::process::{Process, cpu};
 use crate::roles::Way;
 use crate::rounds::LeftOut;
-use crate::soak;
 use crate::tries::Tries;
+use crate::{herd, soak};
 
 /// Among which the agents are shared out.
 const PROCESSES: usize = 2;
@@ -44,30 +42,47 @@ const SPARE: usize = 64;
 /// How long agents may take to be there, and to be there again.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long a call to an agent that is there may take.
-const CALL: Duration = Duration::from_secs(10);
+/// How long a process may take to answer beyond what it waits for.
+const ANSWER: Duration = Duration::from_secs(10);
 
-const PATH: &str = Contender::Dialback(Way::Ssh).name();
+/// From one keepalive of a tunnel to the next, by default: an idle fleet costs nothing in between.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// What the goal is about: how often an agent knocks at a hub that is there and has others to let in. While there is none,
+/// each try must come to nothing, and how many there are is how long that took.
+pub(crate) const TRIES: &str = "most tries of an agent once the hub listens";
+
+const SSH: Contender = Contender::Dialback(Way::Ssh);
+const PATH: &str = SSH.name();
 
 /// With so many agents.
 pub(crate) async fn measure(plan: &Plan, agents: usize, report: &mut Report, left_out: &mut LeftOut) {
     let [idle, herd] = ["idle", "herd"].map(|case| format!("fleet-{agents}/{case}"));
-    if !plan.wants(&idle) && !plan.wants(&herd) || !plan.takes(Contender::Dialback(Way::Ssh)) {
+    if !plan.wants(&idle) && !plan.wants(&herd) || !plan.takes(SSH) {
         return;
     }
     eprintln!("{idle}, {herd}");
-    for _ in 0..plan.fleets() {
-        let rounds = async {
+    let mut herds = plan.wants(&herd);
+    for round in 1..=plan.fleets() {
+        let fleet = async {
             let mut fleet = Fleet::start(agents).await?;
-            fleet.idle(&idle, report).await?;
-            if plan.wants(&herd) {
-                fleet.herd(&herd, plan.away(), report).await?;
-            }
-            Ok::<_, Failure>(())
+            fleet.idle(plan, &idle, report).await?;
+            Ok::<_, Failure>(fleet)
         };
-        if let Err(why) = rounds.await {
-            left_out.push((format!("fleet-{agents}"), PATH, why.to_string()));
-            return;
+        let mut fleet = match fleet.await {
+            Ok(fleet) => fleet,
+            Err(why) => {
+                let why = format!("in round {round}: {why}");
+                left_out.failed(report, &idle, SSH, &why);
+                if herds {
+                    left_out.failed(report, &herd, SSH, &why);
+                }
+                return;
+            }
+        };
+        if herds && let Err(why) = fleet.herd(&herd, plan.away(), report).await {
+            left_out.failed(report, &herd, SSH, &format!("in round {round}: {why}"));
+            herds = false;
         }
     }
 }
@@ -109,12 +124,12 @@ impl Fleet {
         }
         let mut answers = Vec::new();
         for process in &mut self.agents {
-            answers.push(process.answer(PATIENCE + CALL).await?);
+            answers.push(process.answer(PATIENCE + ANSWER).await?);
         }
         Ok(answers)
     }
 
-    async fn idle(&mut self, case: &str, report: &mut Report) -> Result<(), Failure> {
+    async fn idle(&mut self, plan: &Plan, case: &str, report: &mut Report) -> Result<(), Failure> {
         self.connect(WARM_UP).await?;
         let before = self.settled(WARM_UP).await?;
         let started = Instant::now();
@@ -127,8 +142,14 @@ impl Fleet {
         report.add(case, PATH, "logins", "logins/s", connected / took);
         report.add(case, PATH, "hub memory", "KiB/agent", grown / 1024.0 / connected);
 
+        // A quick look has no time for keepalives, and without them there is nothing to tell.
+        if plan.quick || !plan.wants(case) {
+            return Ok(());
+        }
+        // What follows the logins is over then, and the keepalives have begun.
+        tokio::time::sleep(KEEPALIVE).await;
         let hub = self.hub.id().ok_or("the hub has ended")?;
-        let (used, span) = (cpu(&[hub]), Duration::from_secs(3));
+        let (used, span) = (cpu(&[hub]), 2 * KEEPALIVE);
         tokio::time::sleep(span).await;
         report.add(case, PATH, "hub CPU", "%", 100.0 * (cpu(&[hub]) - used) / span.as_secs_f64());
         Ok(())
@@ -142,22 +163,28 @@ impl Fleet {
         Ok(answer["resident"].as_f64().ok_or("no figure for the hub's memory")?)
     }
 
-    /// The hub is killed, and a new one comes to its place. An agent's tries count from when that one listens: those while
-    /// there is no hub must come to nothing.
+    /// The hub is killed, and a new one comes to its place.
     async fn herd(&mut self, case: &str, away: Duration, report: &mut Report) -> Result<(), Failure> {
+        self.ask_agents("count tries").await?;
         self.hub.kill().await?;
         tokio::time::sleep(away).await;
         (self.hub, _) = start_hub(self.dir.path(), self.size, &self.address).await?;
         self.hub.tell(&format!("herd {}", self.size)).await?;
-        self.ask_agents("count tries").await?;
-        let answer = self.hub.answer(PATIENCE + CALL).await?;
+        self.ask_agents("hub listens").await?;
+        let answer = self.hub.answer(PATIENCE + ANSWER).await?;
+        if let Some(why) = answer["why"].as_str() {
+            eprintln!("{case}: a call that failed: {why}");
+        }
         let tries = self.ask_agents("tries").await?;
-        let most = tries.iter().filter_map(|answer| answer["most"].as_f64()).reduce(f64::max);
-        report.add(case, PATH, "most tries of an agent", "tries", most.ok_or("no figure for tries")?);
+        for (metric, which) in [("most tries of an agent, the outage included", "all"), (TRIES, "late")] {
+            let most = tries.iter().filter_map(|answer| answer[which].as_f64()).reduce(f64::max);
+            report.add(case, PATH, metric, "tries", most.ok_or("no figure for tries")?);
+        }
         for (metric, unit) in [
             ("all back", "s"),
             ("half back", "s"),
             ("busiest 100 ms to the mean", "×"),
+            ("calls meanwhile", "calls"),
             ("slowest call meanwhile", "ms"),
             ("failed calls meanwhile", "calls"),
         ] {
@@ -181,7 +208,7 @@ async fn start_hub(dir: &Path, agents: usize, listen: &str) -> Result<(Process, 
 
 async fn ask(process: &mut Process, order: &str) -> Result<Value, Failure> {
     process.tell(order).await?;
-    process.answer(PATIENCE + CALL).await
+    process.answer(PATIENCE + ANSWER).await
 }
 
 fn id(number: usize) -> String {
@@ -208,7 +235,7 @@ pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), F
                 until(&hub, count, |_| {}).await?;
                 json!({})
             }
-            Some(("herd", count)) => herd(&hub, count.parse()?).await?,
+            Some(("herd", count)) => herd::run(&hub, count.parse()?).await?,
             Some(("soak", seconds)) => soak::run(&hub, Duration::from_secs(seconds.parse()?)).await?,
             _ => return Err(format!("no such order: {order}").into()),
         };
@@ -217,12 +244,13 @@ pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), F
     Ok(())
 }
 
-/// Waits for so many tunnels, and tells how many there are each 20 ms.
-async fn until(hub: &Hub, count: usize, mut there: impl FnMut(usize)) -> Result<(), Failure> {
+/// Waits for so many tunnels, and tells which there are each 20 ms.
+pub(crate) async fn until(hub: &Hub, count: usize, mut there: impl FnMut(Vec<Tunnel>)) -> Result<(), Failure> {
     let started = Instant::now();
     loop {
-        let now = hub.tunnels().len();
-        there(now);
+        let tunnels = hub.tunnels();
+        let now = tunnels.len();
+        there(tunnels);
         if now >= count {
             return Ok(());
         }
@@ -233,67 +261,27 @@ async fn until(hub: &Hub, count: usize, mut there: impl FnMut(usize)) -> Result<
     }
 }
 
-/// From here on until all are back, with calls to those that are there already.
-async fn herd(hub: &Hub, count: usize) -> Result<Value, Failure> {
-    let started = Instant::now();
-    let mut seen: Vec<(f64, usize)> = Vec::new();
-    let mut slowest = Duration::ZERO;
-    let mut failed = 0;
-    tokio::select! {
-        done = until(hub, count, |now| seen.push((started.elapsed().as_secs_f64(), now))) => done?,
-        () = async {
-            loop {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                let there = hub.tunnels();
-                if there.is_empty() {
-                    continue;
-                }
-                let tunnel = &there[rand::random_range(0..there.len())];
-                let begun = Instant::now();
-                match timeout(CALL, work::one_call(&mut EchoClient::new(tunnel.channel()))).await {
-                    Ok(Ok(())) => slowest = slowest.max(begun.elapsed()),
-                    _ => failed += 1,
-                }
-            }
-        } => {}
-    }
-    let all = started.elapsed().as_secs_f64();
-    let half = seen.iter().find(|(_, now)| 2 * now >= count).map_or(all, |(when, _)| *when);
-    // From the first one on: agents that wait for the hub to be there are no part of the mean.
-    let first = seen.iter().find(|(_, now)| *now > 0).map_or(0.0, |(when, _)| *when);
-    let mut bins = vec![0; ((all - first) * 10.0) as usize + 1];
-    let mut before = 0;
-    for (when, now) in seen.iter().filter(|(when, _)| *when >= first) {
-        let bin = ((when - first) * 10.0) as usize;
-        if let Some(bin) = bins.get_mut(bin) {
-            *bin += now.saturating_sub(before);
-        }
-        before = *now;
-    }
-    let mean = count as f64 / bins.len() as f64;
-    let busiest = bins.iter().max().copied().unwrap_or_default() as f64;
-    Ok(json!({
-        "all back": all, "half back": half, "busiest 100 ms to the mean": busiest / mean,
-        "slowest call meanwhile": slowest.as_secs_f64() * 1e3, "failed calls meanwhile": failed,
-    }))
-}
-
 /// One of the agents' processes, by its number. Ends with its standard input.
 pub(crate) async fn agents(dir: &Path, process: usize, address: &str) -> Result<(), Failure> {
     let mut fleet = Vec::new();
-    let mut tries = Tries::default();
+    let (mut all, mut late) = (Tries::default(), Tries::default());
     let mut orders = BufReader::new(stdin()).lines();
     while let Some(order) = orders.next_line().await? {
         let answer = match order.split_once(' ') {
-            Some(("connect", all)) => {
-                connect(&mut fleet, dir, process, all.parse()?, address).await?;
+            Some(("connect", count)) => {
+                connect(&mut fleet, dir, process, count.parse()?, address).await?;
                 json!({})
             }
             _ if order == "count tries" => {
-                tries = Tries::from_now_on(&fleet);
+                all = Tries::from_now_on(&fleet, 0);
                 json!({})
             }
-            _ if order == "tries" => json!({ "most": tries.most() }),
+            _ if order == "hub listens" => {
+                // One that is back already has needed one.
+                late = Tries::from_now_on(&fleet, 1);
+                json!({})
+            }
+            _ if order == "tries" => json!({ "all": all.most(), "late": late.most() }),
             _ => return Err(format!("no such order: {order}").into()),
         };
         println!("{answer}");

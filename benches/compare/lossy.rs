@@ -37,7 +37,7 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report, left_out: &mut Lef
     }
     eprintln!("{CASE}");
     if let Err(why) = Link::new().await {
-        return left_out.push((CASE.into(), "all", why.to_string()));
+        return left_out.add(CASE, "all", &why.to_string());
     }
     let span = plan.lossy_time();
     let mut running = JoinSet::new();
@@ -45,7 +45,7 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report, left_out: &mut Lef
         if contender.makes_mixed_calls() {
             running.spawn(async move { (contender, call(contender, span).await) });
         } else {
-            left_out.push((CASE.into(), contender.name(), "its own gRPC programs do not have this work".into()));
+            left_out.add(CASE, contender.name(), "its own gRPC programs do not have this work");
         }
     }
     let mut done: Vec<_> = running.join_all().await;
@@ -57,7 +57,7 @@ pub(crate) async fn measure(plan: &Plan, report: &mut Report, left_out: &mut Lef
                     report.add(CASE, contender.name(), metric, unit, value);
                 }
             }
-            Err(why) => left_out.push((CASE.into(), contender.name(), why.to_string())),
+            Err(why) => left_out.failed(report, CASE, contender, &why.to_string()),
         }
     }
 }

@@ -3,11 +3,11 @@
 //! | order | answer, a line of JSON |
 //! |---|---|
 //! | `first` | `{}` once a call has been answered, however long that takes |
-//! | `callers COUNT MILLIS` | `p50`, `p99`, `p99.9` in microseconds, `rate` in calls per second, and `calls` in all |
+//! | `callers COUNT MILLIS` | `p50`, `p90`, `p99`, `p99.9` in microseconds, `rate` in calls per second, and `calls` in all |
 //! | `down BYTES SIZE`, `up BYTES SIZE`, `chat BYTES SIZE` | `rate` in MB/s, one way |
 //! | `downs STREAMS BYTES SIZE` | the same of several streams together |
 //! | `beside MILLIS BYTES SIZE` | as `callers` of one caller beside a stream, and the stream's rate as `bulk` |
-//! | `mixed MILLIS` | of every kind of call: `rate` of those that did not fail in calls per second, those that `failed` and `why` the first did, those whose own deadline `expired`; `p50` and `p99` of the small ones in milliseconds, if there are any |
+//! | `mixed MILLIS` | of every kind of call: `rate` of those that did not fail in calls per second, those that `failed` and `why` the first did, those whose own deadline `expired`; `p50` and `p99` of the small ones in milliseconds, if there are enough |
 //! | `gap LEAST MOST` | `{"calling": 1}` at once; after so many milliseconds of calls, `gap`: the most that passed between two answers, or `{}` when none came for so long |
 //! | `fresh COUNT` | `mean` milliseconds from a dial to its first answer; only of who dials an address |
 
@@ -90,5 +90,8 @@ async fn obey<T: Transport>(
 }
 
 fn told(calls: &work::Calls) -> Value {
-    json!({ "p50": calls.micros(500), "p99": calls.micros(990), "p99.9": calls.micros(999), "rate": calls.rate, "calls": calls.count() })
+    json!({
+        "p50": calls.micros(500), "p90": calls.micros(900), "p99": calls.micros(990), "p99.9": calls.micros(999),
+        "rate": calls.rate, "calls": calls.count(),
+    })
 }

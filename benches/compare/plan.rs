@@ -2,10 +2,22 @@
 
 use std::time::Duration;
 
+use crate::common::Failure;
+use crate::common::report::Goal;
 use crate::contenders::{ALL, Contender};
+use crate::lossy;
+use crate::roles::Way;
 
 /// The bandwidth of the paths with a limit, in bytes per second each way: 100 Mbit/s, as many uplinks have.
 pub(crate) const RATE: u64 = 12_500_000;
+
+/// In the order in which they come.
+pub(crate) const SETTINGS: [Setting; 4] =
+    [Setting::Loopback, Setting::OneThread, Setting::Path(20), Setting::Path(100)];
+
+/// Of what is waited for, on the loopback.
+pub(crate) const SET_UP: &str = "loopback/set-up";
+pub(crate) const RECONNECT: &str = "loopback/reconnect";
 
 /// Where the work is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,32 +110,79 @@ pub(crate) fn works(setting: Setting, quick: bool) -> Vec<Work> {
     }
 }
 
+fn fleet_sizes(quick: bool) -> &'static [usize] {
+    if quick { &[200] } else { &[1000, 5000, 10_000] }
+}
+
+pub(crate) fn soak_case(minutes: u64) -> String {
+    format!("soak-{minutes}min")
+}
+
+/// The names of all cases but for the soak's.
+fn all_cases(quick: bool) -> Vec<String> {
+    let turns = SETTINGS.into_iter().flat_map(|setting| {
+        works(setting, quick).into_iter().map(move |work| format!("{}/{}", setting.name(), work.name()))
+    });
+    let waits = [SET_UP, RECONNECT, lossy::CASE].map(str::to_owned);
+    let fleets = fleet_sizes(quick).iter().flat_map(|size| ["idle", "herd"].map(|case| format!("fleet-{size}/{case}")));
+    turns.chain(waits).chain(fleets).collect()
+}
+
 /// What the user asked for.
 pub(crate) struct Plan {
     pub(crate) quick: bool,
+    /// A soak of so many minutes, and nothing else.
+    pub(crate) soak: Option<u64>,
     contenders: Vec<Contender>,
     cases: Vec<String>,
 }
 
 impl Plan {
-    /// Each name is one of contenders, or one of cases. Direct TCP is always there: it is what ratios are to.
-    pub(crate) fn new(quick: bool, only: Vec<String>) -> Self {
+    /// Each name is one of contenders, or one of cases; `Err` lists them when one is neither. Direct TCP is always there: it
+    /// is what ratios are to.
+    pub(crate) fn new(quick: bool, soak: Option<u64>, only: Vec<String>) -> Result<Self, Failure> {
         let (contenders, cases): (Vec<_>, Vec<_>) =
             only.into_iter().partition(|name| ALL.iter().any(|contender| contender.name().contains(name)));
+        let all = all_cases(quick);
+        if let Some(name) = cases.iter().find(|name| !all.iter().any(|case| case.contains(name.as_str()))) {
+            let contenders = ALL.map(Contender::name).join(", ");
+            return Err(format!(
+                "--only {name}: there are the contenders {contenders}; and the cases {}",
+                all.join(", ")
+            )
+            .into());
+        }
         let wanted = |contender: &Contender| {
             let named = contenders.iter().any(|name| contender.name().contains(name.as_str()));
             contenders.is_empty() || named || *contender == Contender::DirectTcp
         };
-        Self { quick, contenders: ALL.into_iter().filter(wanted).collect(), cases }
+        Ok(Self { quick, soak, contenders: ALL.into_iter().filter(wanted).collect(), cases })
     }
 
-    pub(crate) fn contenders(&self, setting: Setting) -> Vec<Contender> {
-        let fits = |contender: &Contender| setting != Setting::OneThread || contender.is_ours();
-        self.contenders.iter().copied().filter(fits).collect()
+    pub(crate) fn contenders(&self) -> Vec<Contender> {
+        self.contenders.clone()
     }
 
     pub(crate) fn wants(&self, case: &str) -> bool {
         self.cases.is_empty() || self.cases.iter().any(|name| case.contains(name.as_str()))
+    }
+
+    /// Whether there is to be a figure for this goal.
+    pub(crate) fn is_about(&self, goal: &Goal) -> bool {
+        let takes = |path: &str| self.contenders.iter().any(|contender| contender.name() == path);
+        let is_there = match self.soak {
+            Some(minutes) => goal.case == soak_case(minutes),
+            None => self.wants(&goal.case) && all_cases(self.quick).contains(&goal.case),
+        };
+        is_there && (self.soak.is_some() || takes(goal.path) && goal.against.is_none_or(takes))
+    }
+
+    /// Whether we and this one are to have figures in the same cases.
+    pub(crate) fn compares(&self, rival: Contender) -> bool {
+        let turns = all_cases(self.quick).into_iter().filter(|case| !case.starts_with("fleet-") && case != lossy::CASE);
+        let with_rivals = turns.filter(|case| !case.starts_with("one-thread/") && !case.ends_with(&Work::Fresh.name()));
+        let compared = self.soak.is_none() && with_rivals.into_iter().any(|case| self.wants(&case));
+        compared && self.takes(rival) && self.takes(Contender::Dialback(Way::Ssh))
     }
 
     fn pick<T>(&self, quick: T, full: T) -> T {
@@ -142,7 +201,7 @@ impl Plan {
 
     /// How many agents fleets have.
     pub(crate) fn fleet_sizes(&self) -> &'static [usize] {
-        self.pick(&[200], &[1000, 5000, 10_000])
+        fleet_sizes(self.quick)
     }
 
     /// How long a fleet is without its hub. The longer, the longer its agents then wait between their tries.
@@ -165,10 +224,15 @@ impl Plan {
     }
 
     /// About how long a turn takes.
-    pub(crate) fn turn(&self, setting: Setting) -> Duration {
-        Duration::from_millis(match setting {
-            Setting::Loopback | Setting::OneThread => self.pick(100, 500),
-            Setting::Path(_) => self.pick(300, 2000),
+    pub(crate) fn turn(&self, setting: Setting, work: Work) -> Duration {
+        Duration::from_millis(match (setting, work) {
+            // Of one caller that waits, there are to be calls enough for a 99th percentile.
+            (Setting::Loopback | Setting::OneThread, Work::Beside) => self.pick(100, 1000),
+            (Setting::Loopback | Setting::OneThread, _) => self.pick(100, 500),
+            // So long that all rounds have calls enough for a 90th percentile: each waits for what is in the queues before
+            // it, up to half a second. For a 99th it would have to be ten times as long.
+            (Setting::Path(_), Work::Beside) => self.pick(300, 10_000),
+            (Setting::Path(_), _) => self.pick(300, 2000),
         })
     }
 }

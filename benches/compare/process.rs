@@ -1,6 +1,6 @@
 //! A process of a contender, from outside: started, told, read, counted and killed.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
 use std::process::Stdio;
@@ -118,20 +118,20 @@ fn collect(from: impl AsyncRead + Send + Unpin + 'static, to: mpsc::Sender<Strin
 /// Seconds of CPU time that the threads of these processes, and of those that they have started, have used so far. Those
 /// of threads that have ended are not in it: between two readings this has to be of processes that stay as they are.
 pub(crate) fn cpu(roots: &[u32]) -> f64 {
-    let mut family = roots.to_vec();
-    let processes = fs::read_dir("/proc").into_iter().flatten();
-    let mut processes: Vec<u32> =
-        processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-    processes.sort_unstable(); // parents come first
-    let mut used = 0;
-    for process in processes {
-        if family.contains(&process) || parent(process).is_some_and(|parent| family.contains(&parent)) {
-            family.push(process);
-            used += on_cpu(process).unwrap_or_default();
-        }
-    }
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let processes = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    // Those that are gone by now have none.
+    let parents: HashMap<u32, u32> = processes.filter_map(|process| Some((process, parent(process)?))).collect();
+    let is_theirs = |process: &&u32| {
+        let line = std::iter::successors(Some(**process), |process| parents.get(process).copied());
+        line.take(GENERATIONS).any(|process| roots.contains(&process))
+    };
+    let used: u64 = parents.keys().filter(is_theirs).filter_map(|process| on_cpu(*process)).sum();
     used as f64 / 1e9
 }
+
+/// What was read of processes at different times may be a circle.
+const GENERATIONS: usize = 64;
 
 fn parent(process: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;

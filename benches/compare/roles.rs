@@ -135,6 +135,12 @@ impl Keepalive {
     fn get(self) -> Option<(Duration, usize)> {
         self.keepalive.map(|seconds| (Duration::from_secs(seconds), 3))
     }
+
+    /// A tunnel of grpctunnel has none of its own, but HTTP/2's, which asks once and then waits as long.
+    #[cfg(feature = "grpctunnel")]
+    fn of_http2(self) -> Option<(Duration, Duration)> {
+        self.keepalive.map(Duration::from_secs).map(|interval| (interval, 3 * interval))
+    }
 }
 
 impl Role {
@@ -225,8 +231,11 @@ async fn hub(dir: &Path, way: Way, host: Host, keepalive: Keepalive) -> Result<(
             let listener = TcpListener::bind(host.listen()).await?;
             println!("listening {}", listener.local_addr()?);
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            let server = dialback::tune_server(tonic::transport::Server::builder()).add_service(service);
-            tokio::spawn(server.serve_with_incoming(incoming));
+            let mut server = dialback::tune_server(tonic::transport::Server::builder());
+            if let Some((interval, patience)) = keepalive.of_http2() {
+                server = server.http2_keepalive_interval(Some(interval)).http2_keepalive_timeout(Some(patience));
+            }
+            tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
         }
         #[allow(unreachable_patterns)]
         _ => return Err(format!("built without the feature for {}", way.name()).into()),
@@ -237,8 +246,11 @@ async fn hub(dir: &Path, way: Way, host: Host, keepalive: Keepalive) -> Result<(
 async fn agent(dir: &Path, way: Way, address: &str, keepalive: Keepalive) -> Result<(), Failure> {
     #[cfg(feature = "grpctunnel")]
     if way == Way::Grpctunnel {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-        let carrier = dialback::tune_endpoint(endpoint).connect().await?;
+        let mut endpoint = dialback::tune_endpoint(Endpoint::from_shared(format!("http://{address}"))?);
+        if let Some((interval, patience)) = keepalive.of_http2() {
+            endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(patience);
+        }
+        let carrier = endpoint.connect().await?;
         let _tunnel = dialback::grpctunnel::TunnelBuilder::new(AGENT, carrier).reverse(service::routes()).await?;
         end_of_input().await;
         return Ok(());

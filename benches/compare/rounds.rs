@@ -9,7 +9,7 @@ use crate::common::report::Report;
 use crate::contenders::{Contender, Running};
 use crate::line::{Limits, Line};
 use crate::network::Network;
-use crate::plan::{BLOCK, Plan, RATE, Setting, Stream, Work, works};
+use crate::plan::{BLOCK, Plan, RATE, RECONNECT, SET_UP, Setting, Stream, Work, works};
 
 /// How long one turn may take beyond what it should.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -18,7 +18,33 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const BUILD: Duration = Duration::from_secs(1800);
 
 /// Contenders that have no figures in some case, and why.
-pub(crate) type LeftOut = Vec<(String, &'static str, String)>;
+#[derive(Default)]
+pub(crate) struct LeftOut {
+    /// Case, contender, and why.
+    pub(crate) all: Vec<(String, &'static str, String)>,
+    /// How often one of ours has failed.
+    pub(crate) ours_failed: usize,
+}
+
+impl LeftOut {
+    /// It does not have this case, or it cannot be had here. Told once.
+    pub(crate) fn add(&mut self, case: &str, contender: &'static str, why: &str) {
+        if !self.has(case, contender) {
+            self.all.push((case.to_owned(), contender, why.to_owned()));
+        }
+    }
+
+    /// It has failed; what it had in this case before goes out of the report.
+    pub(crate) fn failed(&mut self, report: &mut Report, case: &str, contender: Contender, why: &str) {
+        report.remove(case, contender.name(), None);
+        self.all.push((case.to_owned(), contender.name(), why.to_owned()));
+        self.ours_failed += usize::from(contender.is_ours());
+    }
+
+    fn has(&self, case: &str, contender: &str) -> bool {
+        self.all.iter().any(|(other, name, _)| other == case && *name == contender)
+    }
+}
 
 /// A contender in the rounds of a setting.
 struct Seat {
@@ -27,36 +53,54 @@ struct Seat {
     running: Option<Running>,
     /// What a stream is given to take about as long as a turn.
     bytes: u64,
+    /// How many calls the rounds that count have had together.
+    calls: f64,
 }
 
+/// The longest that a stream takes that others are beside of: at the turn's end it is waited for.
+const STREAM: Duration = Duration::from_secs(1);
+
+/// A percentile is told if about ten calls of all rounds together took longer, that is from so many calls on.
+const PERCENTILES: [(&str, f64); 3] = [("p90", 100.0), ("p99", 1_000.0), ("p99.9", 10_000.0)];
+
 /// All the work of a setting.
-pub(crate) async fn run(
-    plan: &Plan,
-    setting: Setting,
-    report: &mut Report,
-    left_out: &mut LeftOut,
-) -> Result<(), Failure> {
+pub(crate) async fn run(plan: &Plan, setting: Setting, report: &mut Report, left_out: &mut LeftOut) {
     let place = setting.name();
     let works: Vec<Work> =
         works(setting, plan.quick).into_iter().filter(|work| plan.wants(&format!("{place}/{}", work.name()))).collect();
     if works.is_empty() {
-        return Ok(());
+        return;
     }
     let mut seats = Vec::new();
-    for contender in plan.contenders(setting) {
+    for contender in plan.contenders() {
+        if setting == Setting::OneThread && !contender.is_ours() {
+            left_out.add(
+                &place,
+                contender.name(),
+                "only processes of this crate's code can be told to have one thread",
+            );
+            continue;
+        }
         match start(contender, setting).await {
-            Ok(running) => seats.push(Seat { contender, running: Some(running), bytes: 0 }),
-            Err(why) => left_out.push((place.clone(), contender.name(), why.to_string())),
+            Ok(running) => seats.push(Seat { contender, running: Some(running), bytes: 0, calls: 0.0 }),
+            Err(why) => left_out.failed(report, &place, contender, &why.to_string()),
         }
     }
     for work in works {
         let case = format!("{place}/{}", work.name());
         eprintln!("{case}");
         for seat in &mut seats {
-            seat.bytes = 0;
-            if seat.running.is_none() {
+            (seat.bytes, seat.calls) = (0, 0.0);
+            if work == Work::Fresh && !seat.contender.dials_an_address() {
+                left_out.add(&case, seat.contender.name(), "its caller dials no address: calls go over its one tunnel");
+            } else if seat.running.is_none() {
                 // One failure must not cost the other cases.
-                seat.running = start(seat.contender, setting).await.ok();
+                match start(seat.contender, setting).await {
+                    Ok(running) => seat.running = Some(running),
+                    Err(why) => {
+                        left_out.failed(report, &case, seat.contender, &format!("not started again: {why}"));
+                    }
+                }
             }
         }
         let seats_taken = seats.len();
@@ -69,21 +113,31 @@ pub(crate) async fn run(
                 }
                 let Some(running) = &mut seat.running else { continue };
                 match measure(plan, setting, work, running, &mut seat.bytes).await {
-                    Ok(figures) => {
+                    Ok((figures, calls)) => {
+                        if round > 0 {
+                            seat.calls += calls;
+                        }
                         // The first round warms up, and does not count.
                         for (metric, unit, value) in figures.into_iter().filter(|_| round > 0) {
                             report.add(&case, seat.contender.name(), metric, unit, value);
                         }
                     }
                     Err(why) => {
-                        left_out.push((case.clone(), seat.contender.name(), why.to_string()));
+                        let when = if round == 0 { "warming up".into() } else { format!("in round {round}") };
+                        left_out.failed(report, &case, seat.contender, &format!("{when}: {why}"));
                         seat.running = None;
                     }
                 }
             }
         }
+        for seat in &seats {
+            for (metric, least) in PERCENTILES {
+                if seat.calls < least {
+                    report.remove(&case, seat.contender.name(), Some(metric));
+                }
+            }
+        }
     }
-    Ok(())
 }
 
 async fn start(contender: Contender, setting: Setting) -> Result<Running, Failure> {
@@ -99,15 +153,15 @@ async fn start(contender: Contender, setting: Setting) -> Result<Running, Failur
 /// Metric, unit, value.
 type Figures = Vec<(&'static str, &'static str, f64)>;
 
-/// One turn.
+/// One turn: its figures, and of how many calls its percentiles are.
 async fn measure(
     plan: &Plan,
     setting: Setting,
     work: Work,
     running: &mut Running,
     bytes: &mut u64,
-) -> Result<Figures, Failure> {
-    let turn = plan.turn(setting);
+) -> Result<(Figures, f64), Failure> {
+    let turn = plan.turn(setting, work);
     let patience = PATIENCE + 4 * turn;
     let millis = turn.as_millis();
     match work {
@@ -115,18 +169,14 @@ async fn measure(
             let cpu = running.cpu();
             let answer = running.order(&format!("callers {callers} {millis}"), patience).await?;
             let cpu = running.cpu() - cpu;
-            let each = cpu / value(&answer, "calls")?;
-            let mut figures = vec![
-                ("p50", "µs", value(&answer, "p50")?),
-                ("p99", "µs", value(&answer, "p99")?),
-                ("p99.9", "µs", value(&answer, "p99.9")?),
-                ("rate", "calls/s", value(&answer, "rate")?),
-            ];
+            let calls = value(&answer, "calls")?;
+            let mut figures = percentiles(setting, &answer)?;
+            figures.extend([("p99.9", "µs", value(&answer, "p99.9")?), ("rate", "calls/s", value(&answer, "rate")?)]);
             // Over a path the calls are too few for the steps in which it is counted.
             if !matches!(setting, Setting::Path(_)) {
-                figures.push(("CPU per 100k calls", "s", 1e5 * each));
+                figures.push(("CPU per 100k calls", "s", 1e5 * cpu / calls));
             }
-            Ok(figures)
+            Ok((figures, calls))
         }
         Work::Stream(way, size) => {
             let what = match way {
@@ -134,25 +184,33 @@ async fn measure(
                 Stream::Client => "up",
                 Stream::Both => "chat",
             };
-            stream(running, what, size, turn, bytes).await
+            Ok((stream(running, what, size, turn, bytes).await?, 0.0))
         }
-        Work::Streams(count) => stream(running, &format!("downs {count}"), BLOCK, turn, bytes).await,
+        Work::Streams(count) => Ok((stream(running, &format!("downs {count}"), BLOCK, turn, bytes).await?, 0.0)),
         Work::Beside => {
             if *bytes == 0 {
-                *bytes = enough(running, "down", BLOCK, turn).await?;
+                *bytes = enough(running, "down", BLOCK, turn.min(STREAM)).await?;
             }
             let answer = running.order(&format!("beside {millis} {bytes} {BLOCK}"), patience).await?;
-            Ok(vec![
-                ("p50", "µs", value(&answer, "p50")?),
-                ("p99", "µs", value(&answer, "p99")?),
-                ("bulk", "MB/s", value(&answer, "bulk")?),
-            ])
+            let mut figures = percentiles(setting, &answer)?;
+            figures.push(("bulk", "MB/s", value(&answer, "bulk")?));
+            Ok((figures, value(&answer, "calls")?))
         }
         Work::Fresh => {
             let answer = running.order("fresh 20", patience).await?;
-            Ok(vec![("to the first answer", "ms", value(&answer, "mean")?)])
+            Ok((vec![("to the first answer", "ms", value(&answer, "mean")?)], 0.0))
         }
     }
+}
+
+/// Over a path the calls are too few for the 99th, and the 90th is told by those whose programs do.
+fn percentiles(setting: Setting, answer: &Value) -> Result<Figures, Failure> {
+    let mut figures = vec![("p50", "µs", value(answer, "p50")?)];
+    if let (Setting::Path(_), Some(micros)) = (setting, answer["p90"].as_f64()) {
+        figures.push(("p90", "µs", micros));
+    }
+    figures.push(("p99", "µs", value(answer, "p99")?));
+    Ok(figures)
 }
 
 async fn stream(
@@ -194,45 +252,42 @@ fn value(answer: &Value, metric: &str) -> Result<f64, Failure> {
 
 /// What a user waits for: the first answer after a start, and the next one after a cut.
 pub(crate) async fn waits(plan: &Plan, report: &mut Report, left_out: &mut LeftOut) {
-    let [set_up, reconnect] = ["set-up", "reconnect"].map(|name| format!("{}/{name}", Setting::Loopback.name()));
-    if !plan.wants(&set_up) && !plan.wants(&reconnect) {
+    if !plan.wants(SET_UP) && !plan.wants(RECONNECT) {
         return;
     }
-    eprintln!("{set_up}, {reconnect}");
-    let mut contenders = plan.contenders(Setting::Loopback);
-    let mut gone: Vec<Contender> = Vec::new();
-    for round in 0..plan.rounds(Setting::Loopback) {
-        if round > 0 {
-            contenders.rotate_left(1);
-        }
+    eprintln!("{SET_UP}, {RECONNECT}");
+    let mut contenders = plan.contenders();
+    for round in 1..=plan.rounds(Setting::Loopback) {
         for &contender in &contenders {
-            if left_out.iter().any(|(case, name, _)| *case == set_up && *name == contender.name()) {
+            if left_out.has(SET_UP, contender.name()) {
                 continue;
             }
             let mut running = match contender.start(Network::Line(Line::new(Limits::default())), false).await {
                 Ok(running) => running,
                 Err(why) => {
-                    left_out.push((set_up.clone(), contender.name(), why.to_string()));
+                    let why = format!("in round {round}: {why}");
+                    left_out.failed(report, SET_UP, contender, &why);
+                    left_out.failed(report, RECONNECT, contender, &why);
                     continue;
                 }
             };
-            if plan.wants(&set_up) {
+            if plan.wants(SET_UP) {
                 let millis = running.set_up.as_secs_f64() * 1e3;
-                report.add(&set_up, contender.name(), "to the first answer", "ms", millis);
+                report.add(SET_UP, contender.name(), "process start to first answer", "ms", millis);
             }
-            if !plan.wants(&reconnect) || gone.contains(&contender) {
+            if !plan.wants(RECONNECT) || left_out.has(RECONNECT, contender.name()) {
                 continue;
             }
             let why = match running.gap(plan.return_time()).await {
                 Ok(Some(gap)) => {
-                    report.add(&reconnect, contender.name(), "to the next answer", "ms", gap);
+                    report.add(RECONNECT, contender.name(), "to the next answer", "ms", gap);
                     continue;
                 }
                 Ok(None) => format!("no answer for {:?}: it does not come back by itself", plan.return_time()),
                 Err(why) => why.to_string(),
             };
-            left_out.push((reconnect.clone(), contender.name(), why));
-            gone.push(contender);
+            left_out.failed(report, RECONNECT, contender, &format!("in round {round}: {why}"));
         }
+        contenders.rotate_left(1);
     }
 }

@@ -15,14 +15,15 @@ pub(crate) struct Tries {
 }
 
 impl Tries {
-    /// An agent's try counts that comes next or is under way. What it tried before does not.
-    pub(crate) fn from_now_on<'a>(agents: impl IntoIterator<Item = &'a Agent>) -> Self {
+    /// An agent's try counts that comes next or is under way, and so many of one that is connected. What others tried before
+    /// does not.
+    pub(crate) fn from_now_on<'a>(agents: impl IntoIterator<Item = &'a Agent>, of_connected: u64) -> Self {
         let mut tries = Self::default();
         for agent in agents {
-            let count = Arc::<AtomicU64>::default();
-            tries.counts.push(count.clone());
             let mut status = agent.status();
             let now = status.borrow_and_update().clone();
+            let count = Arc::new(AtomicU64::new(if now.is_connected() { of_connected } else { 0 }));
+            tries.counts.push(count.clone());
             tries.watching.spawn(watch(status, now, count));
         }
         tries
@@ -39,8 +40,6 @@ async fn watch(mut status: watch::Receiver<AgentStatus>, mut now: AgentStatus, c
         AgentStatus::Connecting { attempt, .. } => attempt - 1,
         _ => 0,
     };
-    // One that is back already has needed one.
-    count.store(now.is_connected().into(), Ordering::Relaxed);
     loop {
         match now {
             // A watch shows its last value only, so that some numbers may be skipped.

@@ -102,12 +102,14 @@ fn main() -> Result<(), Failure> {
 
     let mut report = Report::new(Path::DirectTcp.name());
     let plan = cases::Plan { quick: args.quick, only: args.only, path: args.path };
+    let mut goals = paths::goals();
+    goals.retain(|goal| plan.wants(&goal.case) && plan.path.is_none());
     threads()?.block_on(cases::in_two_processes(&plan, &mut report))?;
     scale::measure(&plan, &mut report)?;
     one_thread()?.block_on(cases::on_one_thread(&plan, &mut report))?;
 
     println!("{}", report.table());
-    println!("{}", report.goals(&paths::goals()));
+    println!("{}", report.goals(&goals));
     if let Some(path) = args.json {
         std::fs::write(&path, report.json()?).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }

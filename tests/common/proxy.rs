@@ -281,6 +281,9 @@ fn socket(buffers: Option<u32>) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// What a link with a rate makes up for: timers that tick in milliseconds, and a busy machine. The end of a stall it does not.
+const LATE: Duration = Duration::from_millis(5);
+
 /// One direction, until the FIN is passed on or an end is lost.
 async fn pump(
     from: &mut (impl AsyncRead + Unpin),
@@ -312,14 +315,16 @@ async fn pump(
                     return Ok(());
                 }
                 on_their_way -= written;
-                if let Some((_, front)) = line.front_mut() {
+                if let Some((due, front)) = line.front_mut() {
+                    if let Some(rate) = rate {
+                        // From when they could go, not from when a late timer let them: the rate is that of all the time.
+                        let late = Instant::now().checked_sub(LATE).map_or(*due, |earliest| earliest.max(*due));
+                        free_at = free_at.max(late) + Duration::from_secs_f64(written as f64 / rate as f64);
+                    }
                     front.advance(written);
                     if front.is_empty() {
                         line.pop_front();
                     }
-                }
-                if let Some(rate) = rate {
-                    free_at = free_at.max(Instant::now()) + Duration::from_secs_f64(written as f64 / rate as f64);
                 }
             }
         }

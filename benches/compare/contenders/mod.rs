@@ -73,13 +73,19 @@ impl Contender {
     /// What a reader of the table has to know of it.
     pub(crate) fn told(self) -> &'static str {
         match self {
-            Self::DirectTcp => "tonic over TCP, no encryption, no tunnel: what ratios are to",
-            Self::DirectTls => "tonic over rustls over TCP, no tunnel",
-            Self::Dialback(Way::Ssh) => "`hub.channel(…)`, the agent came by SSH over TCP",
-            Self::Dialback(Way::Gateway) => "an ordinary client of the hub's gateway, the agent came by SSH over TCP",
+            Self::DirectTcp => "tonic's `Channel` over TCP, no encryption, no tunnel: what ratios are to",
+            Self::DirectTls => "tonic's `Channel` over rustls over TCP, no tunnel",
+            Self::Dialback(Way::Ssh) => {
+                "`hub.channel(…)`, this crate's own HTTP/2 client with frames of 63 KiB; the agent came by SSH over TCP"
+            }
+            Self::Dialback(Way::Gateway) => {
+                "an ordinary client, tonic's `Channel`, of the hub's gateway; the agent came by SSH over TCP"
+            }
             Self::Dialback(Way::Wss) => "`hub.channel(…)`, the agent came by SSH over a WebSocket with TLS",
             Self::Dialback(Way::Grpctunnel) => "`hub.channel(…)`, the agent opened a reverse tunnel, no encryption",
-            Self::OpenSsh => "stock `ssh -R` to a stock `sshd`; our client dials sshd's port, our server is the target",
+            Self::OpenSsh => {
+                "stock `ssh -R` to a stock `sshd`; our client, tonic's `Channel`, dials sshd's port, our server is the target"
+            }
             Self::GoSsh => "the article's program: x/crypto/ssh and grpc-go at both ends, the same work in Go",
             Self::GoGrpctunnel => {
                 "the Go library's reverse tunnel and grpc-go at both ends, no encryption, the work in Go"

@@ -18,7 +18,7 @@ use crate::common::Failure;
 use crate::network::Side;
 
 pub(super) const NAME: &str = "rathole";
-pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noise transport; our client dials its port, our server is the target";
+pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noise transport; our client dials its port (tonic's `Channel`), our server is the target; it leaves Nagle's algorithm on at both of these local sockets, where its small calls may wait";
 
 /// How long it may take to build.
 const BUILD: Duration = Duration::from_secs(1200);
@@ -67,9 +67,9 @@ async fn keys(program: &Path) -> Result<(String, String), Failure> {
     Ok((after("Private Key")?, after("Public Key")?))
 }
 
-/// Installs it from crates.io, under `target`, unless it is there.
+/// Installs it from crates.io, under `target`, unless it is there. Its own release profile is the one its users have.
 async fn build() -> Result<PathBuf, Failure> {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers-tools");
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers-tools").join(NAME);
     let program = root.join("bin").join("rathole");
     if program.is_file() {
         return Ok(program);
@@ -78,7 +78,7 @@ async fn build() -> Result<PathBuf, Failure> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["install", "rathole", "--version", "=0.5.0", "--no-default-features"]);
     cargo.args(["--features", "server,client,noise", "--root"]).arg(&root);
-    cargo.env("CARGO_TARGET_DIR", root.join("build")).env("CARGO_PROFILE_RELEASE_LTO", "off");
+    cargo.env("CARGO_TARGET_DIR", root.join("build"));
     let built = timeout(BUILD, cargo.stdin(Stdio::null()).kill_on_drop(true).output()).await;
     let built = built.map_err(|_| format!("rathole is not built in {BUILD:?}"))??;
     if !built.status.success() {
