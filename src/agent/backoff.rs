@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 /// Waits that grow with the outage, with full jitter: a random part of what has been waited so far, of `min` at least and of
-/// `max` at most. A fleet that lost its hub does not come back all at once, and all of it is back soon: nobody waits for
-/// longer than the hub was away. Each wait makes the sum half as long again, so the number of attempts grows with its
-/// logarithm until `max` is reached. The time that attempts take does not count: one into a black hole takes long enough.
+/// `max` at most. A fleet that lost its hub does not come back all at once, and all of it is back soon: beyond `min`, nobody
+/// waits for longer than the hub was away. On average each wait makes the sum half as long again, so the number of attempts
+/// grows with its logarithm until `max` is reached. The time that attempts take does not count: one into a black hole takes
+/// long enough.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     pub(crate) min: Duration,
