@@ -64,12 +64,6 @@ impl Report {
         rows.map(|row| (row.case.as_str(), row.metric, row.unit)).collect()
     }
 
-    /// The paths that have this metric in this case, in the order in which they came, with their medians.
-    pub(crate) fn medians(&self, case: &str, metric: &str) -> Vec<(&'static str, f64)> {
-        let rows = self.rows.iter().filter(|row| row.case == case && row.metric == metric);
-        rows.map(|row| (row.path, median(&row.values))).collect()
-    }
-
     /// To the baseline, for what is not that itself.
     fn ratio(&self, row: &Row) -> Option<f64> {
         let other = self.median(&row.case, self.baseline, row.metric)?;

@@ -21,6 +21,12 @@ pub(crate) fn resident() -> Result<u64, Failure> {
     Ok(1024 * number_after(&fs::read_to_string("/proc/self/status")?, "VmRSS:")?)
 }
 
+/// Bytes of memory that programs may still take.
+#[allow(dead_code)] // of `--bench tunnel`
+pub(crate) fn available_memory() -> Result<u64, Failure> {
+    Ok(1024 * number_after(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")?)
+}
+
 /// How many files a process may have open.
 pub(crate) fn open_files() -> Result<usize, Failure> {
     Ok(usize::try_from(number_after(&fs::read_to_string("/proc/self/limits")?, "Max open files")?)?)

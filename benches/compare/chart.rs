@@ -22,12 +22,13 @@ const OURS: RGBColor = RGBColor(200, 80, 30);
 const DIRECT: RGBColor = RGBColor(150, 150, 150);
 const OTHERS: RGBColor = RGBColor(90, 130, 180);
 
-/// Writes those whose case was measured, and gives the files' names.
-pub(crate) fn write(report: &Report, dir: &Path) -> Result<Vec<String>, Failure> {
+/// Writes those whose case was measured, with these contenders in this order, and gives the files' names.
+pub(crate) fn write(report: &Report, contenders: &[&'static str], dir: &Path) -> Result<Vec<String>, Failure> {
     std::fs::create_dir_all(dir)?;
     let mut files = Vec::new();
     for Figure { case, metric, title, unit, .. } in &figures::ALL {
-        let bars = report.medians(case, metric);
+        let value = |name: &&'static str| Some((*name, report.median(case, name, metric)?));
+        let bars: Vec<_> = contenders.iter().filter_map(value).collect();
         if bars.is_empty() {
             continue;
         }

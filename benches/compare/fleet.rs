@@ -5,6 +5,7 @@
 //! they share one, which a fleet does not.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey, Tunnel};
@@ -14,12 +15,12 @@ use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio::task::JoinSet;
 
 use crate::common::report::Report;
-use crate::common::system::{open_files, resident};
+use crate::common::system::open_files;
 use crate::common::{Failure, service};
 use crate::contenders::Contender;
 use crate::plan::Plan;
-use crate::process::{Process, cpu};
-use crate::roles::Way;
+use crate::process::{Process, cpu, memory};
+use crate::roles::{Host, Keepalive, Way, listen};
 use crate::rounds::LeftOut;
 use crate::tries::Tries;
 use crate::{herd, soak};
@@ -34,10 +35,10 @@ const STRANGERS: usize = 128;
 const LOGINS: usize = 16;
 
 /// Agents that connect before the hub's memory is first read: code and runtime are in memory from then on.
-const WARM_UP: usize = 16;
+pub(crate) const WARM_UP: usize = 16;
 
 /// File descriptors that are not an agent's.
-const SPARE: usize = 64;
+pub(crate) const SPARE: usize = 64;
 
 /// How long agents may take to be there, and to be there again.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -47,6 +48,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// From one keepalive of a tunnel to the next, by default: an idle fleet costs nothing in between.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// What an idle agent costs.
+pub(crate) const MEMORY: &str = "hub memory";
 
 /// What the goal is about: how often an agent knocks at a hub that is there and has others to let in. While there is none,
 /// each try must come to nothing, and how many there are is how long that took.
@@ -140,7 +144,7 @@ impl Fleet {
         let connected = (self.size - WARM_UP) as f64;
         report.add(case, PATH, "all up", "s", took);
         report.add(case, PATH, "logins", "logins/s", connected / took);
-        report.add(case, PATH, "hub memory", "KiB/agent", grown / 1024.0 / connected);
+        report.add(case, PATH, MEMORY, "KiB/agent", grown / 1024.0 / connected);
 
         // A quick look has no time for keepalives, and without them there is nothing to tell.
         if plan.quick || !plan.wants(case) {
@@ -159,8 +163,7 @@ impl Fleet {
     async fn settled(&mut self, agents: usize) -> Result<f64, Failure> {
         ask(&mut self.hub, &format!("wait {agents}")).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let answer = ask(&mut self.hub, "memory").await?;
-        Ok(answer["resident"].as_f64().ok_or("no figure for the hub's memory")?)
+        Ok(memory(&[self.hub.id().ok_or("the hub has ended")?]))
     }
 
     /// The hub is killed, and a new one comes to its place.
@@ -211,12 +214,12 @@ async fn ask(process: &mut Process, order: &str) -> Result<Value, Failure> {
     process.answer(PATIENCE + ANSWER).await
 }
 
-fn id(number: usize) -> String {
+pub(crate) fn id(number: usize) -> String {
     format!("idle-{number}")
 }
 
 /// The hub's process. Ends with its standard input.
-pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), Failure> {
+pub(crate) async fn hub(dir: &Path, agents: usize, at: &str, way: Way) -> Result<(), Failure> {
     let key = PrivateKey::load_or_generate(dir.join("agent"))?.public_key();
     let mut allowed = AllowedKeys::new();
     for number in 0..agents {
@@ -224,12 +227,13 @@ pub(crate) async fn hub(dir: &Path, agents: usize, listen: &str) -> Result<(), F
     }
     let host_key = PrivateKey::load_or_generate(dir.join("host"))?;
     let hub = Hub::builder(host_key).authorizer(allowed).unauthenticated_limits(STRANGERS, STRANGERS);
-    let hub = hub.bind(listen).await?;
-    println!("listening {}", hub.local_addr());
+    let hub = hub.bind(at).await?;
+    let count = AtomicUsize::new(0);
+    let next_id = move || id(count.fetch_add(1, Ordering::Relaxed)).parse().expect("it is an id");
+    println!("listening {}", listen(&hub, way, dir, Host::default(), Keepalive::default(), next_id).await?);
     let mut orders = BufReader::new(stdin()).lines();
     while let Some(order) = orders.next_line().await? {
         let answer = match order.split_once(' ') {
-            None if order == "memory" => json!({ "resident": resident()? }),
             Some(("wait", count)) => {
                 let count = count.parse()?;
                 until(&hub, count, |_| {}).await?;

@@ -51,7 +51,7 @@ fn all(plan: &Plan) -> Vec<Goal> {
         alone("fleet-5000/herd", "all back", Bound::AtMost(60.0)),
         alone("fleet-5000/herd", "busiest 100 ms to the mean", Bound::AtMost(3.0)),
         alone("fleet-10000/idle", "all up", Bound::AtMost(15.0)),
-        alone("fleet-10000/idle", "hub memory", Bound::AtMost(40.0)),
+        alone("fleet-10000/idle", fleet::MEMORY, Bound::AtMost(40.0)),
         alone("fleet-10000/idle", "hub CPU", Bound::AtMost(10.0)),
         alone("fleet-10000/herd", "all back", Bound::AtMost(30.0)),
     ];

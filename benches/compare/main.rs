@@ -1,7 +1,7 @@
 //! The tunnel beside what a user would pick instead: the same gRPC work over each, in turns, in one run.
 //!
 //! ```sh
-//! cargo bench --all-features --bench compare                   # all of it, about an hour and a half
+//! cargo bench --all-features --bench compare                   # all of it, about an hour and a quarter
 //! cargo bench --all-features --bench compare -- --quick        # a look, within three minutes
 //! cargo bench --all-features --bench compare -- --only openssh --only unary
 //! cargo bench --all-features --bench compare -- --json rows.json --markdown table.md --charts charts
@@ -45,11 +45,13 @@
 //! Debian's packages `iproute2` and `util-linux`.
 //!
 //! `fleet-1000`, `fleet-5000`, `fleet-10000`: so many agents on one hub (`fleet.rs`). `idle` is of their coming and of what
-//! they cost then: CPU time is that of 20 s, which is two keepalives of each, and not told by `--quick`. `herd` is of their
-//! return after the hub was killed, while eight callers call those that are back. A call that is not answered within a second
-//! has failed. Of an agent's tries there are two figures. The goal is about those from when the new hub listens; how many
-//! came before, while there was nothing to reach, is only how long that took. The hub's process needs an open file for each
-//! agent: see `ulimit -n`.
+//! they cost then: CPU time is that of 20 s, which is two keepalives of each, and not told by `--quick`. The other
+//! contenders have the memory alone, once each, with 1,000 and with 10,000 (`idle.rs`): of `direct-*` it is that of an idle
+//! connection where it is dialled, of all others that of the processes of the hub's side, which for `openssh` are one or
+//! two for each agent. `herd` is of their return after the hub was killed, while eight callers call those that are back. A
+//! call that is not answered within a second has failed. Of an agent's tries there are two figures. The goal is about those
+//! from when the new hub listens; how many came before, while there was nothing to reach, is only how long that took. The
+//! hub's process needs an open file for each agent: see `ulimit -n`.
 //!
 //! # Figures
 //! Every case runs in rounds, each contender once in each; which is first changes. One more round comes before them, to
@@ -75,6 +77,7 @@ mod figures;
 mod fleet;
 mod goals;
 mod herd;
+mod idle;
 mod line;
 mod lossy;
 mod mixed;
@@ -173,6 +176,7 @@ async fn compare(args: &Args) -> Result<(), Failure> {
             lossy::measure(&plan, &mut report, &mut left_out).await;
             for agents in plan.fleet_sizes() {
                 fleet::measure(&plan, *agents, &mut report, &mut left_out).await;
+                idle::measure(&plan, *agents, &mut report, &mut left_out).await;
             }
         }
     }
@@ -186,7 +190,7 @@ async fn compare(args: &Args) -> Result<(), Failure> {
         write(path, &report.json()?)?;
     }
     if let Some(dir) = &args.charts {
-        let files = chart::write(&report, dir)?;
+        let files = chart::write(&report, &contenders::ALL.map(Contender::name), dir)?;
         eprintln!("charts in {}: {}", dir.display(), files.join(", "));
     }
     match left_out.ours_failed {

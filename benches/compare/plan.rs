@@ -190,8 +190,19 @@ impl Plan {
     }
 
     /// Rounds that count; one more comes before them.
-    pub(crate) fn rounds(&self, setting: Setting) -> usize {
-        self.pick(1, if matches!(setting, Setting::Path(_)) { 5 } else { 7 })
+    pub(crate) fn rounds(&self, setting: Setting, work: Work) -> usize {
+        let rounds = match (setting, work) {
+            (Setting::Path(_), _) => 5,
+            // A small call is mostly wake-ups, which take twice as long in some rounds as in others.
+            (_, Work::Unary(1)) => 21,
+            _ => 7,
+        };
+        self.pick(1, rounds)
+    }
+
+    /// How often each contender is started, and cut off.
+    pub(crate) fn starts(&self) -> usize {
+        self.pick(1, 7)
     }
 
     /// How often a fleet is started.
@@ -202,6 +213,11 @@ impl Plan {
     /// How many agents fleets have.
     pub(crate) fn fleet_sizes(&self) -> &'static [usize] {
         fleet_sizes(self.quick)
+    }
+
+    /// Whether the other contenders have as many agents, too, which do nothing.
+    pub(crate) fn all_have(&self, agents: usize) -> bool {
+        agents != 5000
     }
 
     /// How long a fleet is without its hub. The longer, the longer its agents then wait between their tries.

@@ -118,16 +118,24 @@ fn collect(from: impl AsyncRead + Send + Unpin + 'static, to: mpsc::Sender<Strin
 /// Seconds of CPU time that the threads of these processes, and of those that they have started, have used so far. Those
 /// of threads that have ended are not in it: between two readings this has to be of processes that stay as they are.
 pub(crate) fn cpu(roots: &[u32]) -> f64 {
+    family(roots).into_iter().filter_map(on_cpu).sum::<u64>() as f64 / 1e9
+}
+
+/// Bytes that these processes, and those that they have started, have in memory. What several share is counted once.
+pub(crate) fn memory(roots: &[u32]) -> f64 {
+    1024.0 * family(roots).into_iter().filter_map(share).sum::<u64>() as f64
+}
+
+fn family(roots: &[u32]) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
     let processes = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     // Those that are gone by now have none.
     let parents: HashMap<u32, u32> = processes.filter_map(|process| Some((process, parent(process)?))).collect();
-    let is_theirs = |process: &&u32| {
-        let line = std::iter::successors(Some(**process), |process| parents.get(process).copied());
+    let is_theirs = |process: &u32| {
+        let line = std::iter::successors(Some(*process), |process| parents.get(process).copied());
         line.take(GENERATIONS).any(|process| roots.contains(&process))
     };
-    let used: u64 = parents.keys().filter(is_theirs).filter_map(|process| on_cpu(*process)).sum();
-    used as f64 / 1e9
+    parents.keys().copied().filter(is_theirs).collect()
 }
 
 /// What was read of processes at different times may be a circle.
@@ -146,6 +154,13 @@ fn on_cpu(process: u32) -> Option<u64> {
         text.split(' ').next()?.parse::<u64>().ok()
     };
     Some(threads.filter_map(|thread| of(thread.ok()?)).sum())
+}
+
+/// KiB of a process in memory: its own, and its share of what it has with others.
+fn share(process: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// This program in another role. It ends with its standard input, and is killed if this one is.

@@ -1,12 +1,12 @@
 //! The processes of the contenders that are ours, from inside. Each prints `listening ADDRESS` if it does, and ends with
 //! its standard input.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dialback::{Agent, AllowedKeys, HostKeys, Hub, PrivateKey};
+use dialback::{Agent, AgentId, AllowedKeys, HostKeys, Hub, PrivateKey};
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
@@ -14,8 +14,9 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::common::service::pb::echo_client::EchoClient;
 use crate::common::{Failure, service};
+use crate::idle::Dial;
 use crate::line::{self, Limits};
-use crate::{fleet, orders};
+use crate::{fleet, idle, orders};
 
 /// The agent that serves.
 pub(crate) const AGENT: &str = "laptop-1";
@@ -103,10 +104,22 @@ pub(crate) enum Role {
         agents: usize,
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: String,
+        #[arg(long, default_value = "ssh")]
+        way: Way,
     },
     /// One of the processes that share out many agents.
     #[command(hide = true)]
     FleetAgents { dir: PathBuf, process: usize, address: String },
+    /// Many agents of a contender, or as many clients where there is no tunnel, that do nothing.
+    #[command(hide = true)]
+    IdleAgents {
+        dir: PathBuf,
+        by: Dial,
+        address: SocketAddr,
+        /// The hub's public key; not given, it is that of the file `host`.
+        #[arg(long)]
+        host_key: Option<String>,
+    },
 }
 
 /// Where a process listens.
@@ -114,6 +127,13 @@ pub(crate) enum Role {
 pub(crate) struct Host {
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
+}
+
+/// On the loopback.
+impl Default for Host {
+    fn default() -> Self {
+        Self { host: IpAddr::V4(Ipv4Addr::LOCALHOST) }
+    }
 }
 
 impl Host {
@@ -124,7 +144,7 @@ impl Host {
 }
 
 /// How a tunnel's ends find out that the other is dead.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Default)]
 pub(crate) struct Keepalive {
     /// Ask after so many seconds of silence, three times; not given, it is as by default.
     #[arg(long)]
@@ -155,8 +175,11 @@ impl Role {
             Self::Link => crate::emulator::run().await,
             #[cfg(not(target_os = "linux"))]
             Self::Link => Err("network namespaces and TUN devices are Linux's".into()),
-            Self::FleetHub { dir, agents, listen } => fleet::hub(&dir, agents, &listen).await,
+            Self::FleetHub { dir, agents, listen, way } => fleet::hub(&dir, agents, &listen, way).await,
             Self::FleetAgents { dir, process, address } => fleet::agents(&dir, process, &address).await,
+            Self::IdleAgents { dir, by, address, host_key } => {
+                idle::agents(&dir, by, address, host_key.as_deref()).await
+            }
         }
     }
 }
@@ -205,42 +228,58 @@ async fn hub(dir: &Path, way: Way, host: Host, keepalive: Keepalive) -> Result<(
         hub = hub.keepalive(interval, most);
     }
     let hub = hub.bind(host.listen().to_string()).await?;
-    match way {
-        Way::Ssh => println!("listening {}", hub.local_addr()),
+    let id: AgentId = AGENT.parse()?;
+    println!("listening {}", listen(&hub, way, dir, host, keepalive, move || id.clone()).await?);
+    if way == Way::Gateway {
+        #[cfg(not(feature = "gateway"))]
+        return Err("built without the feature for gateway".into());
         #[cfg(feature = "gateway")]
-        Way::Gateway => {
+        {
             let gateway = dialback::gateway::Gateway::builder(&hub).bind("127.0.0.1:0").await?;
-            println!("listening {}", hub.local_addr());
             println!("gateway {}", gateway.local_addr());
             end_of_input().await;
             return Ok(());
         }
+    }
+    orders::serve(EchoClient::new(hub.channel(AGENT)?), None).await
+}
+
+/// Where the hub listens for agents that come this way: by WebSocket with the TLS files in `dir`; by a reverse tunnel with
+/// the next id.
+#[allow(unused_variables)] // where a feature is missing
+pub(crate) async fn listen(
+    hub: &Hub,
+    way: Way,
+    dir: &Path,
+    host: Host,
+    keepalive: Keepalive,
+    next_id: impl Fn() -> AgentId + Send + Sync + 'static,
+) -> Result<String, Failure> {
+    match way {
+        Way::Ssh | Way::Gateway => Ok(hub.local_addr().to_string()),
         #[cfg(feature = "websocket")]
         Way::Wss => {
-            let files = ["certificate.pem", "key.pem"].map(|name| dir.join(name));
-            let [certificate, key] = files;
+            let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| dir.join(name));
             let url = hub.listen_tls(&format!("wss://{}/tunnel", host.listen()), certificate, key).await?;
-            let port = url.trim_start_matches("wss://").trim_end_matches("/tunnel");
-            println!("listening {port}");
+            Ok(url.trim_start_matches("wss://").trim_end_matches("/tunnel").to_owned())
         }
         #[cfg(feature = "grpctunnel")]
         Way::Grpctunnel => {
-            let id: dialback::AgentId = AGENT.parse()?;
-            let known = move |_: &tonic::Request<()>| Ok((id.clone(), dialback::Grant::new()));
-            let service = dialback::grpctunnel::TunnelService::builder().reverse(&hub).identify(known).build();
+            let known = move |_: &tonic::Request<()>| Ok((next_id(), dialback::Grant::new()));
+            let service = dialback::grpctunnel::TunnelService::builder().reverse(hub).identify(known).build();
             let listener = TcpListener::bind(host.listen()).await?;
-            println!("listening {}", listener.local_addr()?);
+            let address = listener.local_addr()?.to_string();
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let mut server = dialback::tune_server(tonic::transport::Server::builder());
             if let Some((interval, patience)) = keepalive.of_http2() {
                 server = server.http2_keepalive_interval(Some(interval)).http2_keepalive_timeout(Some(patience));
             }
             tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
+            Ok(address)
         }
         #[allow(unreachable_patterns)]
-        _ => return Err(format!("built without the feature for {}", way.name()).into()),
+        _ => Err(format!("built without the feature for {}", way.name()).into()),
     }
-    orders::serve(EchoClient::new(hub.channel(AGENT)?), None).await
 }
 
 async fn agent(dir: &Path, way: Way, address: &str, keepalive: Keepalive) -> Result<(), Failure> {

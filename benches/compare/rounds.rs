@@ -104,7 +104,7 @@ pub(crate) async fn run(plan: &Plan, setting: Setting, report: &mut Report, left
             }
         }
         let seats_taken = seats.len();
-        for round in 0..=plan.rounds(setting) {
+        for round in 0..=plan.rounds(setting, work) {
             for turn in 0..seats_taken {
                 // The first round that counts begins with the first contender.
                 let seat = &mut seats[(round + turn + seats_taken - 1) % seats_taken];
@@ -257,7 +257,7 @@ pub(crate) async fn waits(plan: &Plan, report: &mut Report, left_out: &mut LeftO
     }
     eprintln!("{SET_UP}, {RECONNECT}");
     let mut contenders = plan.contenders();
-    for round in 1..=plan.rounds(Setting::Loopback) {
+    for round in 1..=plan.starts() {
         for &contender in &contenders {
             if left_out.has(SET_UP, contender.name()) {
                 continue;

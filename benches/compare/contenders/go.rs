@@ -16,11 +16,16 @@ const BUILD: std::time::Duration = std::time::Duration::from_secs(300);
 /// They end by themselves after so many seconds.
 const LIFE: &str = "7200";
 
-pub(super) async fn ssh(start: &mut Start) -> Result<Parts, Failure> {
-    let (hub, laptop) = (build("hub").await?, build("laptop").await?);
-    let key = start.dir.path().join("agent");
-    let public = PrivateKey::load_or_generate(&key)?.public_key().to_openssh();
-    let mut hub = Process::start(external(hub).args([
+/// Its hub, which lets every agent in that has the key `agent`, and calls the first.
+pub(super) struct SshHub {
+    pub(super) process: Process,
+    pub(super) host_key: String,
+    pub(super) address: String,
+}
+
+pub(super) async fn ssh_hub(start: &Start) -> Result<SshHub, Failure> {
+    let public = PrivateKey::load_or_generate(start.dir.path().join("agent"))?.public_key().to_openssh();
+    let mut process = Process::start(external(build("hub").await?).args([
         "-bench",
         "-mode=streamlocal",
         "-authorized-key",
@@ -28,23 +33,35 @@ pub(super) async fn ssh(start: &mut Start) -> Result<Parts, Failure> {
         "-timeout",
         &format!("{LIFE}s"),
     ]))?;
-    let host_key = hub.line("host-key ").await?;
-    let address = hub.line("listening ").await?;
+    let host_key = process.line("host-key ").await?;
+    let address = process.line("listening ").await?;
+    Ok(SshHub { process, host_key, address })
+}
+
+pub(super) async fn ssh(start: &mut Start) -> Result<Parts, Failure> {
+    let laptop = build("laptop").await?;
+    let SshHub { process: caller, host_key, address } = ssh_hub(start).await?;
     let address = start.to(&address).await?.to_string();
     start.dials_now();
     let mut command = external(laptop);
-    let laptop = command.args(["-bench", "-hub", &address, "-host-key", &host_key, "-key"]).arg(key);
-    Ok(Parts { others: vec![Process::start(laptop)?], caller: hub })
+    command.args(["-bench", "-hub", &address, "-host-key", &host_key, "-key"]).arg(start.dir.path().join("agent"));
+    Ok(Parts { others: vec![Process::start(&mut command)?], caller })
+}
+
+/// Its hub, which takes every tunnel, and where it listens.
+pub(super) async fn grpctunnel_hub() -> Result<(Process, String), Failure> {
+    let mut hub = Process::start(external(build("grpctunnel").await?).args(["bench-hub", "-timeout", LIFE]))?;
+    let address = hub.line("listening ").await?;
+    Ok((hub, address))
 }
 
 pub(super) async fn grpctunnel(start: &mut Start) -> Result<Parts, Failure> {
+    let (caller, address) = grpctunnel_hub().await?;
     let program = build("grpctunnel").await?;
-    let mut hub = Process::start(external(&program).args(["bench-hub", "-timeout", LIFE]))?;
-    let address = hub.line("listening ").await?;
     let address = start.to(&address).await?.to_string();
     start.dials_now();
     let agent = Process::start(external(program).args(["bench-agent", "-timeout", LIFE, "-server", &address]))?;
-    Ok(Parts { caller: hub, others: vec![agent] })
+    Ok(Parts { caller, others: vec![agent] })
 }
 
 /// A program of `tests/peers/go`.

@@ -3,6 +3,7 @@
 mod dialback;
 mod direct;
 mod go;
+mod idle;
 mod openssh;
 mod python;
 mod tool;
@@ -125,6 +126,15 @@ impl Contender {
     /// Whether its caller has the order `mixed`, and its processes can be told where to run.
     pub(crate) fn makes_mixed_calls(self) -> bool {
         self.is_ours() || matches!(self, Self::OpenSsh | Self::Tool)
+    }
+
+    /// How many files an agent that does nothing has open on the hub's side, in the process that has most.
+    pub(crate) fn files_of_an_idle_agent(self) -> usize {
+        match self {
+            // Where each service is dialled, what it is told by, and connections in reserve.
+            Self::Tool => 10,
+            _ => 1,
+        }
     }
 
     /// Whether its caller is an ordinary client, which can dial again.

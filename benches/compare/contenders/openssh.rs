@@ -8,11 +8,12 @@ use dialback::PrivateKey;
 use super::{Parts, Start};
 use crate::common::Failure;
 use crate::network::Side;
+use crate::process::Process;
 use crate::rigs::peers::find_program;
 
-pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
+/// An sshd that lets this user in with the key `agent`, and where it listens.
+pub(super) async fn sshd(start: &Start) -> Result<(Process, String), Failure> {
     let sshd = find_program("sshd").ok_or("the program sshd is missing")?;
-    let ssh = find_program("ssh").ok_or("the program ssh is missing")?;
     let dir = start.dir()?.to_owned();
     let [key, host] = ["agent", "host"].map(|name| start.dir.path().join(name));
     let public = PrivateKey::load_or_generate(&key)?.public_key();
@@ -20,26 +21,32 @@ pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
     fs::write(start.dir.path().join("authorized_keys"), public.to_openssh() + "\n")?;
     // An sshd of root's wants this, and Debian makes it when its own is started.
     let _ = fs::create_dir("/run/sshd"); // it may be there, or this not be root
-    let [port, forwarded] = [free_port()?, free_port()?];
+    let port = free_port()?;
     let host = start.network.address(Side::Cloud);
     let mut config = format!(
         "ListenAddress {host}:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/authorized_keys\n\
          StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nPidFile none\n"
     );
     // The process that sshd has for a connection outlives it where nobody can tell it that the other end is gone.
-    let keepalive = start.network.keepalive();
-    if let Some(seconds) = keepalive {
+    if let Some(seconds) = start.network.keepalive() {
         config += &format!("ClientAliveInterval {seconds}\nClientAliveCountMax 3\n");
     }
     let config_file = start.dir.path().join("sshd_config");
     fs::write(&config_file, config)?;
 
-    let (server, address) = start.server().await?;
     let mut sshd =
         start.external(Side::Cloud, sshd, &["-D".as_ref(), "-e".as_ref(), "-f".as_ref(), config_file.as_os_str()])?;
     sshd.line("Server listening on").await?;
+    Ok((sshd, format!("{host}:{port}")))
+}
+
+pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
+    let ssh = find_program("ssh").ok_or("the program ssh is missing")?;
+    let (sshd, way) = sshd(start).await?;
+    let forwarded = free_port()?;
+    let (server, address) = start.server().await?;
     let caller = start.own(Side::Cloud, &["client", &format!("127.0.0.1:{forwarded}")])?;
-    let way = start.to(&format!("{host}:{port}")).await?;
+    let way = start.to(&way).await?;
     let [forward, port, host] =
         [format!("127.0.0.1:{forwarded}:{address}"), way.port().to_string(), way.ip().to_string()];
     let mut arguments = vec!["-F", "none", "-N", "-R", &forward];
@@ -53,11 +60,11 @@ pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
     ] {
         arguments.extend(["-o", option]);
     }
-    let keepalive = keepalive.map(|seconds| format!("ServerAliveInterval={seconds}"));
+    let keepalive = start.network.keepalive().map(|seconds| format!("ServerAliveInterval={seconds}"));
     if let Some(option) = &keepalive {
         arguments.extend(["-o", option]); // three times, as it is by default
     }
-    let key = format!("{dir}/agent");
+    let key = format!("{}/agent", start.dir()?);
     arguments.extend(["-i", &key, "-p", &port, &host]);
     start.dials_now();
     let ssh = start.external(Side::Laptop, ssh, &arguments)?;

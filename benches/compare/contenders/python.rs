@@ -11,14 +11,20 @@ use crate::rigs::peers::missing;
 /// They end by themselves after so many seconds.
 const LIFE: &str = "7200";
 
-pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
+/// Its hub, which takes every tunnel, and where it listens.
+pub(super) async fn hub() -> Result<(Process, String), Failure> {
     let mut hub = Process::start(peer().await?.args(["bench-hub", "--timeout", LIFE]))?;
     let address = hub.line("listening ").await?;
+    Ok((hub, address))
+}
+
+pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
+    let (caller, address) = hub().await?;
     let address = start.to(&address).await?.to_string();
     let mut agent = peer().await?;
     start.dials_now();
     let agent = Process::start(agent.args(["bench-agent", "--timeout", LIFE, "--server", &address]))?;
-    Ok(Parts { caller: hub, others: vec![agent] })
+    Ok(Parts { caller, others: vec![agent] })
 }
 
 /// Its program, which is killed if this one is.

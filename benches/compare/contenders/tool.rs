@@ -5,6 +5,7 @@
 //! dialled and where it dials: that is where its small calls wait.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::openssh::free_port;
 use super::{Parts, Start};
 use crate::common::Failure;
 use crate::network::Side;
+use crate::process::Process;
 
 pub(super) const NAME: &str = "rathole";
 pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noise transport; our client dials its port (tonic's `Channel`), our server is the target; it leaves Nagle's algorithm on at both of these local sockets, where its small calls may wait";
@@ -24,36 +26,71 @@ pub(super) const TOLD: &str = "the tunnel rathole 0.5.0 (crates.io) with its noi
 const BUILD: Duration = Duration::from_secs(1200);
 
 pub(super) async fn start(start: &mut Start) -> Result<Parts, Failure> {
-    let program = build().await?;
-    let (private, public) = keys(&program).await?;
-    let [port, forwarded] = [free_port()?, free_port()?];
+    let forwarded = format!("127.0.0.1:{}", free_port()?);
     let (server, target) = start.server().await?;
-    let host = start.network.address(Side::Cloud);
-    let [far, near] = ["server.toml", "client.toml"].map(|name| start.dir.path().join(name));
-    let service = "[server.services.echo]\ntoken = \"of-this-run\"\n";
-    let noise = "type = \"noise\"\n[server.transport.noise]\n";
-    fs::write(
-        &far,
-        format!(
-            "[server]\nbind_addr = \"{host}:{port}\"\n[server.transport]\n{noise}local_private_key = \"{private}\"\n\
-             {service}bind_addr = \"127.0.0.1:{forwarded}\"\nnodelay = true\n"
-        ),
-    )?;
-    let mut cloud = start.external(Side::Cloud, &program, &["--server".as_ref(), far.as_os_str()])?;
-    cloud.says("Listening at").await?;
-    let way = start.to(&format!("{host}:{port}")).await?;
-    let (service, noise) = (service.replace("server", "client"), noise.replace("server", "client"));
-    fs::write(
-        &near,
-        format!(
-            "[client]\nremote_addr = \"{way}\"\n[client.transport]\n{noise}remote_public_key = \"{public}\"\n\
-             {service}local_addr = \"{target}\"\nnodelay = true\n"
-        ),
-    )?;
-    let caller = start.own(Side::Cloud, &["client", &format!("127.0.0.1:{forwarded}")])?;
+    let cloud = Cloud::start(start, [("echo".into(), forwarded.clone())]).await?;
+    let way = start.to(&cloud.address).await?;
+    let caller = start.own(Side::Cloud, &["client", &forwarded])?;
     start.dials_now();
-    let laptop = start.external(Side::Laptop, program, &["--client".as_ref(), near.as_os_str()])?;
-    Ok(Parts { caller, others: vec![server, cloud, laptop] })
+    let laptop = cloud.laptop(start, way, "client.toml", [("echo".into(), target)])?;
+    Ok(Parts { caller, others: vec![server, cloud.process, laptop] })
+}
+
+/// Its end in the cloud.
+pub(super) struct Cloud {
+    program: PathBuf,
+    pub(super) process: Process,
+    public_key: String,
+    pub(super) address: String,
+}
+
+impl Cloud {
+    /// With services of these names that listen at these addresses.
+    pub(super) async fn start(
+        start: &Start,
+        services: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Failure> {
+        let program = build().await?;
+        let (private, public_key) = keys(&program).await?;
+        let address = format!("{}:{}", start.network.address(Side::Cloud), free_port()?);
+        let text = format!(
+            "[server]\nbind_addr = \"{address}\"\n[server.transport]\ntype = \"noise\"\n[server.transport.noise]\n\
+             local_private_key = \"{private}\"\n{}",
+            told("server", "bind_addr", services)
+        );
+        let file = start.dir.path().join("server.toml");
+        fs::write(&file, text)?;
+        let mut process = start.external(Side::Cloud, &program, &["--server".as_ref(), file.as_os_str()])?;
+        process.says("Listening at").await?;
+        Ok(Self { program, process, public_key, address })
+    }
+
+    /// Its end on a laptop, where services of these names are at these addresses. It dials `way`.
+    pub(super) fn laptop(
+        &self,
+        start: &Start,
+        way: SocketAddr,
+        file: &str,
+        services: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Process, Failure> {
+        let text = format!(
+            "[client]\nremote_addr = \"{way}\"\n[client.transport]\ntype = \"noise\"\n[client.transport.noise]\n\
+             remote_public_key = \"{}\"\n{}",
+            self.public_key,
+            told("client", "local_addr", services)
+        );
+        let file = start.dir.path().join(file);
+        fs::write(&file, text)?;
+        start.external(Side::Laptop, &self.program, &["--client".as_ref(), file.as_os_str()])
+    }
+}
+
+/// Services, as one of its two ends is told of them.
+fn told(end: &str, is_at: &str, services: impl IntoIterator<Item = (String, String)>) -> String {
+    let told = services.into_iter().map(|(name, address)| {
+        format!("[{end}.services.{name}]\ntoken = \"of-this-run\"\n{is_at} = \"{address}\"\nnodelay = true\n")
+    });
+    told.collect()
 }
 
 /// A private and a public key, in the form of its configuration.

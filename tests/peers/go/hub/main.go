@@ -38,7 +38,7 @@ func main() {
 	names := flag.String("checks", strings.Join(checks.Names(checks.All), ","), "the `checks` to run, in this order")
 	bulk := flag.Int("bulk", 64, "how many `MiB` the check bulk sends, which runs only if it is named")
 	rekey := flag.Uint64("rekey", 0, "renew keys after so many `bytes`, each way; 0 for what is usual")
-	benches := flag.Bool("bench", false, "instead of checks, do the work of benches/compare that standard input orders")
+	benches := flag.Bool("bench", false, "instead of checks, do the work of benches/compare that standard input orders, and keep other agents")
 	patience := flag.Duration("timeout", time.Minute, "for everything")
 	flag.Parse()
 	log.SetFlags(0)
@@ -51,12 +51,12 @@ func main() {
 	if *benches {
 		work = func(client *grpc.ClientConn) error { return bench.Orders(context.Background(), client) }
 	}
-	if err := run(*listen, *authorized, *mode, *rekey, work); err != nil {
+	if err := run(*listen, *authorized, *mode, *rekey, *benches, work); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(address, authorized, mode string, rekey uint64, work func(*grpc.ClientConn) error) error {
+func run(address, authorized, mode string, rekey uint64, more bool, work func(*grpc.ClientConn) error) error {
 	config, exchanges, err := serverConfig(authorized, rekey)
 	if err != nil {
 		return err
@@ -77,6 +77,9 @@ func run(address, authorized, mode string, rekey uint64, work func(*grpc.ClientC
 	}
 	defer conn.Close()
 	fmt.Println("agent", conn.User())
+	if more {
+		go keep(listener, config)
+	}
 
 	go reject(channels)
 	dial := func() (ssh.Channel, <-chan *ssh.Request, error) { return conn.OpenChannel(tunnel.Private, nil) }
@@ -157,6 +160,28 @@ func serverConfig(authorized string, rekey uint64) (*ssh.ServerConfig, *atomic.I
 func reject(channels <-chan ssh.NewChannel) {
 	for channel := range channels {
 		channel.Reject(ssh.Prohibited, "this hub serves nothing")
+	}
+}
+
+// keep lets more agents in, which are not called.
+func keep(listener net.Listener, config *ssh.ServerConfig) {
+	for {
+		tcp, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer tcp.Close()
+			conn, channels, requests, err := ssh.NewServerConn(tcp, config)
+			if err != nil {
+				return
+			}
+			go reject(channels)
+			if err := awaitForward(requests); err != nil {
+				return
+			}
+			conn.Wait()
+		}()
 	}
 }
 
