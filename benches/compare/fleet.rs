@@ -163,7 +163,7 @@ impl Fleet {
     async fn settled(&mut self, agents: usize) -> Result<f64, Failure> {
         ask(&mut self.hub, &format!("wait {agents}")).await?;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        Ok(memory(&[self.hub.id().ok_or("the hub has ended")?]))
+        memory(self.hub.id().ok_or("the hub has ended")?)
     }
 
     /// The hub is killed, and a new one comes to its place.

@@ -27,10 +27,11 @@ use crate::rounds::LeftOut;
 /// Logins that are under way: sshd refuses some when there are more than ten.
 const LOGINS: usize = 8;
 
-/// How much of the memory that is there a contender may need.
+/// How much of the memory that is there a contender may need, and of how many agents it is told how much that is.
 const SHARE: f64 = 0.5;
+const SOME: usize = 100;
 
-/// Once for each contender: the figure is the same each time, within a few per cent.
+/// Once for each contender: the figures of several runs are the same within a few per cent, but for those of rathole.
 pub(crate) async fn measure(plan: &Plan, agents: usize, report: &mut Report, left_out: &mut LeftOut) {
     let case = format!("fleet-{agents}/idle");
     if !plan.wants(&case) || !plan.all_have(agents) {
@@ -45,24 +46,11 @@ pub(crate) async fn measure(plan: &Plan, agents: usize, report: &mut Report, lef
             }
             _ => eprintln!("{case}: {}", contender.name()),
         }
-        if let Some(why) = too_much(plan, contender, agents, report) {
-            left_out.add(&case, contender.name(), &why);
-            continue;
-        }
         match cost(contender, agents).await {
             Ok(bytes) => report.add(&case, contender.name(), MEMORY, "KiB/agent", bytes / 1024.0),
             Err(why) => left_out.failed(report, &case, contender, &why.to_string()),
         }
     }
-}
-
-/// Why there cannot be so many here, by what fewer have cost.
-fn too_much(plan: &Plan, contender: Contender, agents: usize, report: &Report) -> Option<String> {
-    let fewer = plan.fleet_sizes().iter().rev().filter(|size| **size < agents);
-    let told = |size: &usize| report.median(&format!("fleet-{size}/idle"), contender.name(), MEMORY);
-    let each = fewer.filter_map(told).next()?;
-    let (needed, there) = (each * 1024.0 * agents as f64, available_memory().ok()? as f64);
-    (needed > SHARE * there).then(|| format!("it would need {:.0} GiB of memory", needed / f64::from(1 << 30)))
 }
 
 /// Bytes for each agent.
@@ -74,7 +62,14 @@ async fn cost(contender: Contender, agents: usize) -> Result<f64, Failure> {
     }
     let mut idle = contender.start_idle(agents).await?;
     let before = idle.memory(WARM_UP).await?;
+    let some = agents.min(SOME);
+    let each = (idle.memory(some).await? - before) / (some - WARM_UP) as f64;
+    let (needed, there) = (each * agents as f64, available_memory()? as f64);
+    if needed > SHARE * there {
+        return Err(format!("it would need {:.0} GiB of memory", needed / f64::from(1 << 30)).into());
+    }
     let after = idle.memory(agents).await?;
+    idle.end().await?;
     Ok((after - before) / (agents - WARM_UP) as f64)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo bench --all-features --bench compare                   # all of it, about an hour and a quarter
-//! cargo bench --all-features --bench compare -- --quick        # a look, within three minutes
+//! cargo bench --all-features --bench compare -- --quick        # a look, about three minutes
 //! cargo bench --all-features --bench compare -- --only openssh --only unary
 //! cargo bench --all-features --bench compare -- --json rows.json --markdown table.md --charts charts
 //! cargo bench --all-features --bench compare -- --soak 30      # half an hour of calls, for failures and for memory that grows
@@ -110,7 +110,7 @@ use rounds::LeftOut;
 /// Compares gRPC over the tunnel with gRPC over what else there is.
 #[derive(Parser)]
 struct Args {
-    /// Fewer and shorter rounds: less than three minutes.
+    /// Fewer and shorter rounds: about three minutes.
     #[arg(long)]
     quick: bool,
     /// Only the contenders, or the cases, whose name contains this; may be repeated. direct-tcp is always there.

@@ -179,7 +179,8 @@ impl Plan {
 
     /// Whether we and this one are to have figures in the same cases.
     pub(crate) fn compares(&self, rival: Contender) -> bool {
-        let turns = all_cases(self.quick).into_iter().filter(|case| !case.starts_with("fleet-") && case != lossy::CASE);
+        // A herd is of our fleet alone.
+        let turns = all_cases(self.quick).into_iter().filter(|case| !case.ends_with("/herd") && case != lossy::CASE);
         let with_rivals = turns.filter(|case| !case.starts_with("one-thread/") && !case.ends_with(&Work::Fresh.name()));
         let compared = self.soak.is_none() && with_rivals.into_iter().any(|case| self.wants(&case));
         compared && self.takes(rival) && self.takes(Contender::Dialback(Way::Ssh))

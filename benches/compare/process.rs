@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -121,9 +122,19 @@ pub(crate) fn cpu(roots: &[u32]) -> f64 {
     family(roots).into_iter().filter_map(on_cpu).sum::<u64>() as f64 / 1e9
 }
 
-/// Bytes that these processes, and those that they have started, have in memory. What several share is counted once.
-pub(crate) fn memory(roots: &[u32]) -> f64 {
-    1024.0 * family(roots).into_iter().filter_map(share).sum::<u64>() as f64
+/// Bytes that a process, and those that it has started, have in memory: what is theirs alone, and of what they share with
+/// others a part. What the kernel keeps for them is not in it.
+pub(crate) fn memory(root: u32) -> Result<f64, Failure> {
+    let mut sum = share(root)?;
+    for process in family(&[root]).into_iter().filter(|process| *process != root) {
+        match share(process) {
+            Ok(share) => sum += share,
+            // One that has ended meanwhile has none.
+            Err(_) if !Path::new(&format!("/proc/{process}")).exists() => {}
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(1024.0 * sum as f64)
 }
 
 fn family(roots: &[u32]) -> Vec<u32> {
@@ -156,11 +167,13 @@ fn on_cpu(process: u32) -> Option<u64> {
     Some(threads.filter_map(|thread| of(thread.ok()?)).sum())
 }
 
-/// KiB of a process in memory: its own, and its share of what it has with others.
-fn share(process: u32) -> Option<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.split_whitespace().next()?.parse().ok()
+/// KiB of a process in memory: its own, and its part of what it shares.
+fn share(process: u32) -> Result<u64, Failure> {
+    let file = format!("/proc/{process}/smaps_rollup");
+    let rollup = fs::read_to_string(&file).map_err(|error| format!("cannot read {file}: {error}"))?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.ok_or_else(|| format!("no `Pss:` in {file}"))?.parse()?)
 }
 
 /// This program in another role. It ends with its standard input, and is killed if this one is.

@@ -1,4 +1,5 @@
-// Hub waits for one agent and calls its Echo service with grpc-go, over SSH channels it opens back to the agent.
+// Hub waits for one agent and calls its Echo service with grpc-go, over SSH channels it opens back to the agent. With -bench it
+// lets others in after that one, too, and does not call them.
 //
 // It prints "host-key KEY" and "listening ADDRESS", then "agent ID" when one has authenticated, then one line for each
 // check: "ok NAME" or "FAIL NAME: why", then "rekeys N". It exits with 0 when all were ok.
