@@ -134,8 +134,10 @@ impl Idle {
             }
         }
         sleep(REST).await;
-        // None may have left.
-        self.until(Duration::ZERO, |now| now >= agents).await?;
+        let left = connections(self.port)?;
+        if left < agents {
+            return Err(format!("{left} connections are left of {agents} agents").into());
+        }
         memory(self.measured)
     }
 
